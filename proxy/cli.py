@@ -1,0 +1,88 @@
+"""The command line: ``tollkeeper [serve|check] [--config FILE] [--host H] [--port P] ...``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from proxy import __version__
+from proxy.config import load
+from proxy.errors import ConfigError
+from proxy.schema import Settings
+from proxy.serve import serve
+
+_SERVER = {
+    "host": "the address to listen on (127.0.0.1)",
+    "port": "the port to listen on (8000); 0: any free one",
+    "workers": "how many processes serve (1)",
+    "log_level": "debug, info, warning or error",
+    "log_format": "json, text, or auto: text on a terminal",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status: 1, with one line each, for mistakes."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or (words[0].startswith("-") and words[0] not in ("-h", "--help", "--version")):
+        words.insert(0, "serve")
+    options = _parser().parse_args(words)
+    try:
+        settings = load(options.config, _arguments(options))
+        for warning in settings.warnings:
+            print(f"warning: {warning}", file=sys.stderr)
+        if options.command == "check":
+            print(_checked(settings))
+            return 0
+        return serve(settings, lambda text: print(text, flush=True))
+    except ConfigError as error:
+        for mistake in error.mistakes:
+            print(mistake, file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tollkeeper",
+        description="An OpenAI-compatible reverse proxy with the meter built in.",
+        epilog="Without a command it serves.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"tollkeeper {__version__}")
+    shared = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    shared.add_argument("--config", type=Path, metavar="FILE", help="the configuration, YAML")
+    for name, meaning in _SERVER.items():
+        option = name.replace("_", "-")
+        shared.add_argument(f"--{option}", metavar=option.upper(), help=meaning)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, meaning in {
+        "serve": "start the gateway",
+        "check": "check the configuration, and start nothing",
+    }.items():
+        commands.add_parser(
+            name, parents=[shared], help=meaning, description=meaning, allow_abbrev=False
+        )
+    return parser
+
+
+def _arguments(options: argparse.Namespace) -> dict[str, Any]:
+    """The options that were given, in the shape of the settings."""
+    given = {name: getattr(options, name) for name in _SERVER}
+    return {"server": {name: value for name, value in given.items() if value is not None}}
+
+
+def _checked(settings: Settings) -> str:
+    keys = sum(len(provider.keys) for provider in settings.providers.values())
+    counts = [
+        _count(len(settings.providers), "provider"),
+        _count(keys, "key"),
+        _count(len(settings.models), "alias", "aliases"),
+        _count(len(settings.prices), "price"),
+    ]
+    return f"{settings.file or 'environment, no file'}: in order: {', '.join(counts)}"
+
+
+def _count(number: int, one: str, many: str | None = None) -> str:
+    return f"{number} {one if number == 1 else many or one + 's'}"

@@ -1,0 +1,47 @@
+"""Time and ids: the wall clock for instants, the monotonic clock for durations."""
+
+from __future__ import annotations
+
+import os
+import time
+from datetime import UTC, datetime
+
+monotonic = time.perf_counter
+"""Seconds on a clock that never steps back."""
+
+_ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"  # Crockford's base 32
+_last = 0
+
+
+def now_ms() -> int:
+    """The wall clock, UTC milliseconds."""
+    return time.time_ns() // 1_000_000
+
+
+def rfc3339(ms: int | None) -> str | None:
+    """UTC milliseconds as RFC 3339 with a ``Z``, to the millisecond."""
+    if ms is None:
+        return None
+    moment = datetime.fromtimestamp(ms // 1000, UTC)
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{ms % 1000:03d}Z"
+
+
+def new_id() -> str:
+    """A time-ordered id of 26 characters (a ULID), strictly rising within this process.
+
+    48 bits of milliseconds, then 80 random ones: https://github.com/ulid/spec.
+    """
+    global _last
+    value = (now_ms() << 80) | int.from_bytes(os.urandom(10))
+    if value <= _last:
+        value = _last + 1
+    _last = value
+    return encode_id(value)
+
+
+def encode_id(value: int) -> str:
+    """A 128-bit number in 26 characters of Crockford's base 32."""
+    return "".join([_PAIRS[(value >> shift) & 1023] for shift in range(120, -1, -10)])
+
+
+_PAIRS = [a + b for a in _ALPHABET for b in _ALPHABET]

@@ -1,0 +1,38 @@
+"""Putting an alias where the upstream wrote its own model name, and touching nothing else."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import msgspec
+
+from proxy.metering.sse import payload
+
+_MODEL = re.compile(rb'"model"\s*:\s*("(?:[^"\\]|\\.)*")')
+_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+
+
+def model_rewriter(alias: str) -> Callable[[bytes], bytes]:
+    """A function that puts ``alias`` into the top-level ``model`` of an event or document.
+
+    Every other byte stays. What cannot be read is handed back as it is.
+    """
+    value = msgspec.json.encode(alias)
+
+    def rewrite(document: bytes) -> bytes:
+        for found in _MODEL.finditer(document):
+            candidate = document[: found.start(1)] + value + document[found.end(1) :]
+            if _only_model_differs(document, candidate):
+                return candidate
+        return document
+
+    return rewrite
+
+
+def _only_model_differs(before: bytes, after: bytes) -> bool:
+    try:
+        old, new = _members(payload(before) or before), _members(payload(after) or after)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return old.pop("model", None) != new.pop("model", None) and old == new

@@ -1,0 +1,265 @@
+"""Watching an answer go by: a tap sees every byte, keeps none it does not need, and never raises.
+
+Two taps with one face: ``StreamTap`` for server-sent events, ``BodyTap`` for one JSON document.
+Times are seconds of the monotonic clock, given by the caller.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable
+from typing import Any
+
+from proxy.metering import estimate
+from proxy.metering.answer import Answer, Choice, Message, decode
+from proxy.metering.decompress import Decompressor
+from proxy.metering.sse import EventSplitter, payload
+from proxy.metering.usage import RawUsage, from_timings, pick
+
+MAX_BODY = 64 * 1024 * 1024
+"""A JSON body longer than this passes unread."""
+MAX_GAPS = 16_384
+
+
+class Tap:
+    """What both taps have found out. Unknown is None."""
+
+    def __init__(self) -> None:
+        self.meaningful = False  # an event came that decides what this answer is
+        self.error: Any = None
+        self.finish_reason: str | None = None
+        self.usage: RawUsage | None = None
+        self.model: str | None = None
+        self.fingerprint: str | None = None
+        self.details: dict[str, Any] = {}
+        self.response_length: int | None = None
+        self.seen_tokens = 0  # an estimate, from what was seen
+        self.saw_reasoning = False
+        self.first_byte: float | None = None
+        self.first_token: float | None = None
+        self.last_token: float | None = None
+        self.chunk_count: int | None = None
+        self.gaps = array("d")
+        self.max_gap: float | None = None
+
+    def note(self, answer: Answer) -> None:
+        """Keep what any chunk or body may carry beside its choices."""
+        if answer.error is not None:
+            self.error = answer.error
+            self.meaningful = True
+        if answer.usage is not None:
+            self.usage = pick(self.usage, answer.usage)
+        if answer.x_groq is not None and isinstance(answer.x_groq, dict):
+            self.usage = pick(self.usage, answer.x_groq.get("usage"))
+            if self.error is None and answer.x_groq.get("error"):
+                self.error = {"message": answer.x_groq["error"]}
+        if answer.timings is not None:
+            self.usage = pick(from_timings(answer.timings), self.usage)
+            self.details["timings"] = answer.timings
+        if answer.model:
+            self.model = answer.model
+        if answer.system_fingerprint:
+            self.fingerprint = answer.system_fingerprint
+        if answer.service_tier:
+            self.details["service_tier"] = answer.service_tier
+        if answer.provider:
+            self.details["provider"] = answer.provider
+
+    def reason(self, choice: Choice) -> None:
+        """Keep why a choice ended; ``error`` as a reason is an error (OpenRouter)."""
+        if choice.finish_reason:
+            self.finish_reason = choice.finish_reason
+            self.meaningful = True
+        if self.error is None and (choice.error or choice.finish_reason == "error"):
+            self.error = choice.error or {"message": "the provider ended with an error"}
+
+
+class StreamTap(Tap):
+    """Watches server-sent events.
+
+    ``feed`` gives the bytes for the client: those that came, unless an event is withheld
+    (``hide_usage``: the usage-only event that the client did not ask for) or rewritten
+    (``rewrite``: called with an event and its data). Then bytes are handed on event by event.
+    """
+
+    def __init__(
+        self,
+        *,
+        hide_usage: bool = False,
+        rewrite: Callable[[bytes], bytes] | None = None,
+        encoding: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.done = False
+        self.chunk_count = 0
+        self.response_length = 0
+        self._hide_usage = hide_usage
+        self._rewrite = rewrite
+        self._by_event = hide_usage or rewrite is not None
+        self._splitter = EventSplitter()
+        self._decompressor = Decompressor(encoding) if encoding else None
+        self._step = 1
+        self._skipped = 0
+
+    @property
+    def complete(self) -> bool:
+        """The stream came to its own end: a finish_reason or ``[DONE]`` was seen."""
+        return self.done or self.finish_reason is not None
+
+    @property
+    def inside_event(self) -> bool:
+        """Whether an event has begun that has not ended."""
+        return bool(self._splitter.rest.strip())
+
+    def feed(self, data: bytes, at: float) -> bytes:
+        if self.first_byte is None:
+            self.first_byte = at
+        if self._decompressor is not None:
+            self._watch(self._splitter.feed(self._decompressor.feed(data)), at)
+            return data
+        events = self._splitter.feed(data)
+        if not self._by_event:
+            for event in events:
+                found = payload(event)
+                if found is not None:
+                    self._read(found, at)
+            return data
+        return self._watch(events, at)
+
+    def finish(self) -> bytes:
+        """The stream has ended: what was held back of an event that never did."""
+        rest = self._splitter.rest
+        found = payload(rest)
+        if found is not None and self.last_token is not None:
+            self._read(found, self.last_token)
+        return rest if self._by_event and self._decompressor is None else b""
+
+    def _watch(self, events: list[bytes], at: float) -> bytes:
+        kept = []
+        for event in events:
+            found = payload(event)
+            hidden = found is not None and self._read(found, at)
+            if hidden and self._hide_usage:
+                continue
+            if self._rewrite is not None and found is not None and found != b"[DONE]":
+                event = self._rewrite(event)
+            kept.append(event)
+        return b"".join(kept)
+
+    def _read(self, data: bytes, at: float) -> bool:
+        """Read one event's data; True if it holds usage and nothing else."""
+        if data.startswith(b"[DONE]"):
+            self.done = self.meaningful = True
+            return False
+        answer = decode(data)
+        if answer is None:
+            return False
+        self.note(answer)
+        choices = answer.choices
+        if not choices:
+            return choices is not None and isinstance(answer.usage, dict)
+        length = 0
+        output = False
+        for choice in choices:
+            delta = choice.delta
+            if delta is not None:
+                if delta.content:
+                    length += len(delta.content)
+                    output = True
+                    self.seen_tokens += estimate.delta_tokens(delta.content)
+                if self._other(delta):
+                    output = True
+            elif choice.text:
+                length += len(choice.text)
+                output = True
+                self.seen_tokens += estimate.delta_tokens(choice.text)
+            if choice.finish_reason or choice.error:
+                self.reason(choice)
+        if output:
+            self._token(at, length)
+        return False
+
+    def _other(self, delta: Message) -> bool:
+        """Output that is not content: reasoning, a refusal, a tool call, audio."""
+        thought = delta.reasoning or delta.reasoning_content or delta.thinking
+        if thought or delta.reasoning_details:
+            self.saw_reasoning = True
+            self.seen_tokens += estimate.delta_tokens(thought) if thought else 1
+            return True
+        if delta.refusal:
+            self.seen_tokens += estimate.delta_tokens(delta.refusal)
+            return True
+        called = False
+        for call in delta.tool_calls or ():
+            text = call.function and (call.function.name or call.function.arguments)
+            if text:
+                called = True
+                self.seen_tokens += estimate.delta_tokens(text)
+        return called or delta.audio is not None
+
+    def _token(self, at: float, length: int) -> None:
+        self.meaningful = True
+        assert self.chunk_count is not None and self.response_length is not None
+        self.chunk_count += 1
+        self.response_length += length
+        last = self.last_token
+        self.last_token = at
+        if last is None:
+            self.first_token = at
+            return
+        gap = at - last
+        if self.max_gap is None or gap > self.max_gap:
+            self.max_gap = gap
+        self._skipped += 1
+        if self._skipped >= self._step:
+            self._skipped = 0
+            self.gaps.append(gap)
+            if len(self.gaps) >= MAX_GAPS:  # a very long stream: keep every other gap
+                self.gaps = self.gaps[::2]
+                self._step *= 2
+
+
+class BodyTap(Tap):
+    """Watches one JSON document, and reads it when it has ended."""
+
+    def __init__(self, *, encoding: str | None = None) -> None:
+        super().__init__()
+        self.valid = False
+        self.empty = True
+        self._encoding = encoding
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    def feed(self, data: bytes, at: float) -> bytes:
+        if self.first_byte is None:
+            self.first_byte = at
+        self._size += len(data)
+        if self._size <= MAX_BODY:
+            self._parts.append(data)
+        else:
+            self._parts.clear()
+        return data
+
+    def finish(self) -> None:
+        body = b"".join(self._parts)
+        self._parts.clear()
+        if self._encoding:
+            body = Decompressor(self._encoding).feed(body)
+        self.empty = not body.strip()
+        answer = decode(body)
+        if answer is None:
+            return
+        self.valid = True
+        self.note(answer)
+        length: int | None = None
+        for choice in answer.choices or ():
+            self.reason(choice)
+            text = choice.message.content if choice.message is not None else choice.text
+            if text is not None:
+                length = (length or 0) + len(text)
+            if choice.message is not None and (
+                choice.message.reasoning or choice.message.reasoning_content
+            ):
+                self.saw_reasoning = True
+        self.response_length = length
+        self.empty = not answer.choices and not answer.data and answer.usage is None

@@ -1,0 +1,1 @@
+"""What can be seen from outside a request: the host, its GPUs and this process."""

@@ -1,0 +1,250 @@
+"""What differs between providers (a dialect), and one configured provider."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Set as AbstractSet
+from datetime import tzinfo
+from typing import Any, ClassVar
+
+import httpx
+import msgspec
+
+from proxy.errors import ErrorReason
+from proxy.providers import faults, hints
+from proxy.providers.faults import ErrorBody
+from proxy.types import Fault, Headers, ModelInfo, Operation, Usage
+
+Fetch = Callable[[str, str, bytes | None], Awaitable[bytes]]
+"""Method, address and JSON body to the body of a 200; anything else raises."""
+
+_LARGEST = 2**53  # a count beyond this is no count, and would not fit a database's integer
+_MASKED = re.compile(r"[^\s'\"`:=]*\*{3,}[^\s'\"`]*")
+
+
+class Dialect:
+    """How to speak to one kind of provider. Subclasses hold only what is different there."""
+
+    name: ClassVar[str]
+    base_url: ClassVar[str | None] = None
+    """None where it has to be configured; may hold ``{account_id}``."""
+    root: ClassVar[str] = ""
+    """The path that an address without one stands for: ``/v1`` for Ollama."""
+    keyless: ClassVar[bool] = False
+    """Answers without a key (it may still have some)."""
+    include_usage: ClassVar[bool] = True
+    """Streams tell their usage only when asked by ``stream_options.include_usage``."""
+    windows: ClassVar[Mapping[str, int]] = {}
+    """Seconds of the windows in ``x-ratelimit-limit-<name>``."""
+    first_byte: ClassVar[float] = 120.0
+    """Seconds to wait for the head of an answer unless configured otherwise."""
+    catalog: ClassVar[str | None] = None
+    """Its id in the price catalogue; None if it is not there."""
+    forwarded: ClassVar[frozenset[bytes]] = frozenset()
+    """Request headers of the client that this provider gets beyond the common ones."""
+    day: ClassVar[tzinfo | None] = None
+    """Where its days end, if an exhausted day's allowance comes back at midnight."""
+
+    def headers(self, secret: str | None) -> Headers:
+        """Who we are, for the provider."""
+        return [] if secret is None else [(b"authorization", b"Bearer " + secret.encode())]
+
+    def defaults(self, sent: AbstractSet[bytes]) -> Headers:
+        """Headers to add where the client sent none; ``sent`` are the names of those it did."""
+        return []
+
+    def classify(self, status: int, headers: Headers, body: bytes, now: float) -> Fault:
+        """Makes a fault of an HTTP answer that is no success. ``now`` is epoch seconds."""
+        return self._fault(status, headers, self.explain(faults.parse(body)), now)
+
+    def classify_event(self, error: Any, now: float) -> Fault:
+        """Makes a fault of the ``error`` member in a 200's body or stream.
+
+        ``Fault.status`` is then the status that the error itself names.
+        """
+        return self._fault(None, [], self.explain(faults.read(error)), now)
+
+    def explain(self, error: ErrorBody) -> ErrorBody:
+        """Adds to a refusal what this provider tells elsewhere in it."""
+        return error
+
+    def usage(self, raw: Mapping[str, Any]) -> Usage:
+        """Reads a raw ``usage`` object."""
+        return count(raw)
+
+    def strip(self, model: str) -> str:
+        """The name to look a price up by."""
+        return model
+
+    def models_url(self, base_url: str) -> str:
+        """Where the provider lists its models."""
+        return base_url + "/models"
+
+    def models(self, provider: str, body: bytes) -> list[ModelInfo]:
+        """Reads a model list; ValueError if it is none. ``provider`` is the configured name."""
+        return listed(provider, msgspec.json.decode(body))
+
+    async def enrich(
+        self, base_url: str, models: list[ModelInfo], fetch: Fetch, known: dict[str, Any]
+    ) -> list[ModelInfo]:
+        """Asks what the list does not tell. ``known`` is kept from one time to the next."""
+        return models
+
+    def _fault(self, status: int | None, headers: Headers, error: ErrorBody, now: float) -> Fault:
+        reason = faults.reason_of(status, error)
+        wait = hints.retry_after(headers, error, now)
+        hopeless = wait is None or faults.has_no_allowance(error)
+        if reason is ErrorReason.QUOTA_EXCEEDED and hopeless and self.day is not None:
+            wait = hints.until_midnight(now, self.day)
+        message = error.message or _no_message(status)
+        if reason is ErrorReason.AUTHENTICATION:
+            message = _MASKED.sub("***", message)  # OpenAI quotes both ends of the key it refuses
+        return Fault(
+            reason=reason,
+            message=message,
+            status=status if status is not None else error.status,
+            type=error.type,
+            code=error.code,
+            param=error.param,
+            retry_after=wait,
+            executed=reason in (ErrorReason.TIMEOUT, ErrorReason.STREAM_ERROR),
+            model_scope=not faults.is_account_wide(error),
+        )
+
+
+class Provider(msgspec.Struct, frozen=True, kw_only=True):
+    """One configured provider. Times are seconds; ``base_url`` has no trailing slash."""
+
+    name: str
+    dialect: Dialect
+    base_url: str
+    connect: float
+    first_byte: float
+    idle: float
+    include_usage: bool
+    urls: Mapping[Operation, httpx.URL]
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        dialect: Dialect,
+        *,
+        base_url: str | None = None,
+        account_id: str | None = None,
+        connect: float | None = None,
+        first_byte: float | None = None,
+        idle: float | None = None,
+        include_usage: bool | None = None,
+    ) -> Provider:
+        """Fills what is None from the dialect. ValueError without an address or account."""
+        address = (base_url or dialect.base_url or "").rstrip("/")
+        if "{account_id}" in address:
+            address = address.replace("{account_id}", account_id or "")
+            if not account_id:
+                raise ValueError(f"provider {name} needs an account_id")
+        if not address:
+            raise ValueError(f"provider {name} needs a base_url")
+        if dialect.root and httpx.URL(address).path in ("", "/"):
+            address += dialect.root
+        return cls(
+            name=name,
+            dialect=dialect,
+            base_url=address,
+            connect=5.0 if connect is None else connect,
+            first_byte=dialect.first_byte if first_byte is None else first_byte,
+            idle=120.0 if idle is None else idle,
+            include_usage=dialect.include_usage if include_usage is None else include_usage,
+            urls={operation: httpx.URL(address + operation.path) for operation in Operation},
+        )
+
+    def url(self, operation: Operation) -> httpx.URL:
+        """The address of an operation."""
+        return self.urls[operation]
+
+
+def count(raw: Mapping[str, Any]) -> Usage:
+    """OpenAI's usage object as our counts; what it does not tell is None.
+
+    ``cost`` is US dollars where a provider sends it. Some count more reasoning than output
+    (recorded at OpenRouter), so a share is never more than its whole.
+    """
+    input_tokens = number(raw.get("prompt_tokens"))
+    output_tokens = number(raw.get("completion_tokens"))
+    total_tokens = number(raw.get("total_tokens"))
+    if total_tokens is None and input_tokens is not None and output_tokens is not None:
+        total_tokens = input_tokens + output_tokens
+    given, made = raw.get("prompt_tokens_details"), raw.get("completion_tokens_details")
+    given = given if isinstance(given, Mapping) else {}
+    made = made if isinstance(made, Mapping) else {}
+    return Usage(
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+        total_tokens=total_tokens,
+        cached_tokens=_share(given.get("cached_tokens"), input_tokens),
+        cache_write_tokens=_share(given.get("cache_write_tokens"), input_tokens),
+        reasoning_tokens=_share(made.get("reasoning_tokens"), output_tokens),
+        cost_nano_usd=_nano(raw.get("cost")),
+    )
+
+
+def number(value: Any) -> int | None:
+    """A count: a whole number that is not negative and not absurd, else None."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return int(value) if 0 <= value <= _LARGEST and value == int(value) else None
+
+
+def listed(provider: str, answer: Any) -> list[ModelInfo]:
+    """OpenAI's model list, with the sizes that Groq, OpenRouter, vLLM and llama.cpp add."""
+    if not isinstance(answer, Mapping) or "data" not in answer:
+        raise ValueError("no model list")
+    return [
+        ModelInfo(
+            provider=provider,
+            name=name,
+            raw=entry,
+            context_length=_first(
+                entry, "context_length", "context_window", "max_model_len", "max_context_length"
+            )
+            or number(inner(entry, "meta").get("n_ctx_train")),
+            max_output_tokens=_first(entry, "max_completion_tokens", "max_output_tokens")
+            or number(inner(entry, "top_provider").get("max_completion_tokens")),
+            parameters=number(inner(entry, "meta").get("n_params")),
+            type=text(entry.get("type")) or text(inner(entry, "architecture").get("modality")),
+        )
+        for entry in faults.mappings(answer["data"])
+        if (name := text(entry.get("id")))
+    ]
+
+
+def text(value: Any) -> str | None:
+    """A name: a string, neither empty nor endless, else None."""
+    return value if isinstance(value, str) and 0 < len(value) <= 300 else None
+
+
+def inner(entry: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A member that is an object; empty where it is absent or something else."""
+    value = entry.get(name)
+    return value if isinstance(value, Mapping) else {}
+
+
+def _first(entry: Mapping[str, Any], *names: str) -> int | None:
+    return next((size for name in names if (size := number(entry.get(name)))), None)
+
+
+def _share(value: Any, whole: int | None) -> int | None:
+    share = number(value)
+    return share if share is None or whole is None else min(share, whole)
+
+
+def _nano(value: Any) -> int | None:
+    """Dollars as whole nano-dollars."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1e6:
+        return None
+    return round(value * 1e9)
+
+
+def _no_message(status: int | None) -> str:
+    return "the provider sent an error without a message" + (f" (HTTP {status})" if status else "")

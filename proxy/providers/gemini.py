@@ -1,0 +1,49 @@
+"""Google Gemini by its OpenAI endpoint: https://ai.google.dev/gemini-api/docs/openai."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import tzinfo
+from typing import Any, ClassVar
+from zoneinfo import ZoneInfo
+
+import msgspec
+
+from proxy.providers.base import Dialect, count, listed
+from proxy.types import ModelInfo, Usage
+
+
+class Gemini(Dialect):
+    """Bills thoughts that it does not send, and puts ``models/`` before its listed names."""
+
+    name: ClassVar[str] = "gemini"
+    base_url: ClassVar[str | None] = "https://generativelanguage.googleapis.com/v1beta/openai"
+    root: ClassVar[str] = "/v1beta/openai"
+    include_usage: ClassVar[bool] = False
+    catalog: ClassVar[str | None] = "google"
+    day: ClassVar[tzinfo | None] = ZoneInfo("America/Los_Angeles")
+
+    def usage(self, raw: Mapping[str, Any]) -> Usage:
+        """``completion_tokens`` leaves the thoughts out; only the total has them."""
+        usage = count(raw)
+        if usage.total_tokens is None or usage.input_tokens is None:
+            return usage
+        sent = usage.output_tokens or 0
+        output = max(sent, usage.total_tokens - usage.input_tokens)
+        return msgspec.structs.replace(
+            usage,
+            output_tokens=output,
+            hidden_tokens=output - sent,
+            reasoning_tokens=usage.reasoning_tokens or output - sent,
+        )
+
+    def strip(self, model: str) -> str:
+        """``models/gemini-2.5-flash`` is priced as ``gemini-2.5-flash``."""
+        return model.removeprefix("models/")
+
+    def models(self, provider: str, body: bytes) -> list[ModelInfo]:
+        """The list under the names that answers use."""
+        return [
+            msgspec.structs.replace(model, name=self.strip(model.name))
+            for model in listed(provider, msgspec.json.decode(body))
+        ]

@@ -1,0 +1,143 @@
+"""When to come back: every form in which providers say so, in seconds.
+
+``x-ratelimit-reset-requests`` and ``-tokens`` are not among them: they tell when the bucket is
+full again, which is hours after the next request would be admitted.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta, tzinfo
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+from proxy.providers.faults import ErrorBody
+from proxy.types import Headers
+
+LONGEST = 86_400.0
+"""Seconds beyond which no hint is believed."""
+
+_UNITS = {
+    "ns": 1e-9,
+    "us": 1e-6,
+    "µs": 1e-6,
+    "μs": 1e-6,
+    "ms": 1e-3,
+    "s": 1.0,
+    "m": 60.0,
+    "h": 3600.0,
+}
+_PART = r"\d{1,12}(?:\.\d{1,12})?(?:ns|us|µs|μs|ms|s|m|h)"  # ms before m
+_PARTS = re.compile(r"(\d{1,12}(?:\.\d{1,12})?)(ns|us|µs|μs|ms|s|m|h)")
+_DURATION = re.compile(rf"(?:{_PART}){{1,8}}")
+_SENTENCE = re.compile(
+    r"\b(?:try again|retry) (?:in|after) (?:"
+    rf"(?P<go>(?:{_PART}){{1,8}})(?![a-z])"
+    r"|(?P<number>\d{1,12}(?:\.\d{1,12})?) ?(?P<unit>millisecond|second|minute|hour))",
+    re.I,
+)
+
+
+def retry_after(headers: Headers, error: ErrorBody, now: float) -> float | None:
+    """Seconds until the provider wants to be asked again, None if it does not say; at most a day.
+
+    ``now`` is the wall clock in epoch seconds. Where the sentence in the message says the same as
+    a rounded field, to within a second, the sentence is the finer one (Groq, Gemini).
+    """
+    said = _fields(headers, error, now)
+    sentence = in_words(error.message)
+    if said is None or (sentence is not None and abs(said - sentence) <= 1):
+        said = sentence
+    if said is None:
+        said = _reset(_header(headers, b"x-ratelimit-reset"), now)
+    return None if said is None else min(said, LONGEST)
+
+
+def duration(text: str) -> float | None:
+    """A Go duration (``2m59.56s``, ``172.8ms``, ``1h2m3s``) or protobuf's ``36s`` in seconds."""
+    if not _DURATION.fullmatch(text):
+        return None
+    return sum(float(number) * _UNITS[unit] for number, unit in _PARTS.findall(text))
+
+
+def in_words(message: str) -> float | None:
+    """Seconds in a sentence such as "Please try again in 9m38.016s."; None without one."""
+    match = _SENTENCE.search(message)
+    if match is None:
+        return None
+    if match["go"] is not None:
+        return duration(match["go"].lower())
+    unit = {"millisecond": 1e-3, "second": 1.0, "minute": 60.0, "hour": 3600.0}
+    return float(match["number"]) * unit[match["unit"].lower()]
+
+
+def until_midnight(now: float, zone: tzinfo) -> float:
+    """Seconds to the next midnight of a zone: where a provider's day begins."""
+    here = datetime.fromtimestamp(now, zone)
+    midnight = datetime.combine(here.date() + timedelta(days=1), datetime.min.time(), zone)
+    return max(0.0, midnight.timestamp() - now)
+
+
+def _fields(headers: Headers, error: ErrorBody, now: float) -> float | None:
+    milliseconds = _number(_header(headers, b"retry-after-ms"))
+    if milliseconds is not None:
+        return milliseconds / 1000
+    stated = _header(headers, b"retry-after")
+    for said in (_number(stated), _date(stated, now)):
+        if said is not None:
+            return said
+    said = _number(error.member("availability").get("retry_after"))
+    if said is not None:
+        return said
+    for detail in error.details:
+        delay = detail.get("retryDelay")
+        if isinstance(delay, str) and (said := duration(delay)) is not None:
+            return said
+    quoted = error.member("metadata").get("headers")
+    if isinstance(quoted, Mapping):
+        for name, value in quoted.items():
+            if str(name).lower() == "x-ratelimit-reset":
+                return _reset(value, now)
+    return None
+
+
+def _reset(value: Any, now: float) -> float | None:
+    """Epoch milliseconds (OpenRouter), epoch seconds, or plain seconds; None if it has passed."""
+    number = _number(value)
+    if number is None:
+        return duration(value) if isinstance(value, str) else None
+    if number > 1e11:
+        number = number / 1000 - now
+    elif number > 1e9:
+        number -= now
+    return number if number > 0 else None
+
+
+def _number(value: Any) -> float | None:
+    """A finite number that is not negative, from a number or its text."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) and number >= 0 else None
+
+
+def _date(value: str | None, now: float) -> float | None:
+    """Seconds to an HTTP date (RFC 9110, 10.2.3); 0 for one that has passed."""
+    if value is None:
+        return None
+    try:
+        moment = parsedate_to_datetime(value)
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=UTC)
+        return max(0.0, moment.timestamp() - now)
+    except (ValueError, TypeError, OverflowError, IndexError):
+        return None
+
+
+def _header(headers: Headers, name: bytes) -> str | None:
+    return next((value.decode("latin-1").strip() for key, value in headers if key == name), None)

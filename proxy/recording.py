@@ -1,0 +1,149 @@
+"""From what happened to what is kept: the log line, a price that came late, the row."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Awaitable, Callable, Sequence
+
+import msgspec
+
+from proxy.clock import monotonic, now_ms
+from proxy.metering.pricing import Prices
+from proxy.metering.writer import BatchWriter
+from proxy.redact import shorten
+from proxy.routing.keypool import Parked
+from proxy.types import CallRecord, CooldownRecord, FaultRecord, ModelInfo, Usage
+
+_log = logging.getLogger("tollkeeper")
+
+
+class Recording:
+    """Takes what the parts report. ``keeps`` False: it is logged, and nothing is queued.
+
+    ``write`` is the store's; ``prices`` may not know a model when its first call ends, so every
+    batch is settled before it is written.
+    """
+
+    def __init__(
+        self,
+        prices: Prices,
+        write: Callable[[Sequence[object]], Awaitable[None]],
+        log_request: Callable[[CallRecord], None],
+        redact: Callable[[str], str],
+        keeps: bool,
+    ) -> None:
+        self.writer = BatchWriter(self._flush)
+        self._prices = prices
+        self._write = write
+        self._log_request = log_request
+        self._redact = redact
+        self._keeps = keeps
+
+    def keep(self, item: object) -> None:
+        """Queue a row, unless nothing is to be kept."""
+        if self._keeps:
+            self.writer.put(item)
+
+    def call(self, record: CallRecord) -> None:
+        """An attempt has ended."""
+        self._log_request(record)
+        self.keep(record)
+
+    def parked(self, provider: str, parked: Parked) -> None:
+        """A key has been told to rest."""
+        rest, key, at = parked.rest, parked.key, now_ms()
+        seconds = rest.until - monotonic()
+        model = f", {parked.model}" if parked.model else ""
+        _log.warning(
+            "%s: key %s rests for %.0f s (%s%s)", provider, key.name, seconds, rest.reason, model
+        )
+        self.keep(
+            CooldownRecord(
+                provider=provider,
+                model=parked.model,
+                key_id=key.name,
+                account=key.quota_group,
+                until=at + round(seconds * 1000),
+                reason=str(rest.reason),
+                backoff_count=rest.count,
+                at=at,
+            )
+        )
+
+    def broken(self, exc: BaseException, request_id: str | None, endpoint: str | None) -> None:
+        """A fault of our own: told in the log, and kept with its stack."""
+        more = {"request_id": request_id}
+        _log.error("%s: %s", type(exc).__name__, exc, exc_info=exc, extra=more)
+        self.keep(
+            FaultRecord(
+                timestamp=now_ms(),
+                error_type=type(exc).__name__,
+                error_message=shorten(self._redact(str(exc))),
+                stack_trace=self._redact("".join(traceback.format_exception(exc))),
+                request_id=request_id,
+                endpoint=endpoint,
+            )
+        )
+
+    async def _flush(self, items: Sequence[object]) -> None:
+        waiting = {
+            (item.provider, item.model)
+            for item in items
+            if isinstance(item, CallRecord) and _unsettled(item)
+        }
+        for item in items:
+            if isinstance(item, list):
+                waiting |= {(model.provider, model.name) for model in item}
+        if waiting:
+            await self._prices.resolve(waiting)
+            items = [self._settled(item) for item in items]
+        await self._write(items)
+
+    def _settled(self, item: object) -> object:
+        if isinstance(item, list):
+            return [self._priced(model) for model in item]
+        if not isinstance(item, CallRecord) or not _unsettled(item):
+            return item
+        quote = self._prices.quote(item.provider, item.model, _usage(item))
+        if quote is None:
+            return item
+        return msgspec.structs.replace(
+            item,
+            cost_nano_usd=quote.cost_nano_usd,
+            cost_source=quote.cost_source,
+            price_version=quote.price_version,
+        )
+
+    def _priced(self, model: ModelInfo) -> ModelInfo:
+        rates = self._prices.rates(model.provider, model.name)
+        if rates is None:
+            return model
+        return msgspec.structs.replace(
+            model,
+            input_price_per_mtok=_dollars(rates.input),
+            output_price_per_mtok=_dollars(rates.output),
+            cached_price_per_mtok=_dollars(rates.cache_read),
+            price_source=rates.source,
+            price_version=rates.version,
+            is_free=rates.input == 0 and rates.output == 0,
+        )
+
+
+def _unsettled(record: CallRecord) -> bool:
+    return record.cost_source == "none" and record.usage_source != "none"
+
+
+def _usage(record: CallRecord) -> Usage:
+    return Usage(
+        input_tokens=record.input_tokens,
+        output_tokens=record.output_tokens,
+        total_tokens=record.total_tokens,
+        cached_tokens=record.cached_tokens,
+        cache_write_tokens=record.cache_write_tokens,
+        reasoning_tokens=record.reasoning_tokens,
+    )
+
+
+def _dollars(nano: int | None) -> float | None:
+    return nano / 1e9 if nano is not None else None

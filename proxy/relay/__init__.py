@@ -1,0 +1,1 @@
+"""The story of a request, from its first byte to its last."""

@@ -1,0 +1,38 @@
+"""Noticing that a client has left.
+
+A server's ``send`` is silent after the client has gone, so somebody must listen for it: a task
+beside the one that serves, which it cancels.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
+from typing import Any
+
+
+class ClientWatch:
+    """Cancels the task that began it when the client leaves; then ``gone`` is true."""
+
+    def __init__(self, receive: Callable[[], Awaitable[MutableMapping[str, Any]]]) -> None:
+        self.gone = False
+        self._receive = receive
+        self._served: asyncio.Task[Any] | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def begin(self, start: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]) -> None:
+        self._served = asyncio.current_task()
+        self._task = start(self._listen())
+
+    def end(self) -> None:
+        """The call is over; what the client does now no longer matters."""
+        self._served = None
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _listen(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        if self._served is not None:
+            self.gone = True
+            self._served.cancel()

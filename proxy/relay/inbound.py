@@ -1,0 +1,245 @@
+"""The request as it arrives: read once, bounded in size and time, and changed as little as can be.
+
+Only two edits of a body exist: ``model``, and ``stream_options.include_usage`` where the provider
+needs to be asked for usage. Everything else, ``messages`` above all, goes on as the bytes it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+import msgspec
+
+from proxy.errors import ErrorReason, GatewayError
+from proxy.metering.meter import Asked
+from proxy.types import Operation
+
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+_INT64 = 2**63
+
+
+class ClientGone(Exception):
+    """The client left before its request had arrived."""
+
+
+class Inbound(msgspec.Struct, frozen=True):
+    """One request: its body, and what of it decides how it is relayed."""
+
+    body: bytes
+    model: str
+    asked: Asked
+    wants_usage: bool
+
+    def edited(self, model: str, ask_usage: bool) -> bytes:
+        """The body for an upstream: its own model name, and usage asked for in a stream."""
+        if model == self.model and not (ask_usage and self.asked.stream and not self.wants_usage):
+            return self.body
+        members = _members(self.body)
+        members["model"] = msgspec.Raw(msgspec.json.encode(model))
+        if ask_usage and self.asked.stream and not self.wants_usage:
+            members["stream_options"] = _with_usage(members.get("stream_options"))
+        return msgspec.json.encode(members)
+
+
+async def read_body(
+    receive: Receive, length: int | None, limit: int, seconds: float
+) -> bytes:
+    """The whole body.
+
+    Raises GatewayError 413 (more than ``limit`` bytes) or 408 (not there after ``seconds``), and
+    ClientGone.
+    """
+    if length is not None and length > limit:
+        raise _too_large(limit)
+    try:
+        async with asyncio.timeout(seconds):
+            message = await receive()
+            if message["type"] == "http.request" and not message.get("more_body"):
+                body = message.get("body", b"")
+                if len(body) > limit:
+                    raise _too_large(limit)
+                return bytes(body)
+            return await _read_on(receive, message, limit)
+    except TimeoutError:
+        raise GatewayError(
+            408,
+            f"The request's body did not arrive within {seconds:g} s.",
+            ErrorReason.TIMEOUT,
+            code="request_timeout",
+        ) from None
+
+
+async def _read_on(receive: Receive, message: MutableMapping[str, Any], limit: int) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        part = message.get("body", b"")
+        size += len(part)
+        if size > limit:
+            raise _too_large(limit)
+        parts.append(part)
+        if not message.get("more_body"):
+            return b"".join(parts)
+        message = await receive()
+
+
+def parse(body: bytes, operation: Operation) -> Inbound:
+    """Read what the relay and the meter need; GatewayError 400 for what cannot be served."""
+    try:
+        read: dict[str, Any] = _typed(body, operation)
+    except msgspec.ValidationError:
+        read = _untyped(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise _invalid(f"The body is not valid JSON: {exc}") from None
+    model = read.get("model")
+    if model is None:
+        raise _invalid("You must provide a model parameter.", "model")
+    if not isinstance(model, str) or not model.strip():
+        raise _invalid("'model' must be a string that is not empty.", "model")
+    options = read.get("stream_options")
+    wants_usage = isinstance(options, dict) and options.get("include_usage") is True
+    return Inbound(body, model, _asked(read, model), wants_usage)
+
+
+class _Part(msgspec.Struct):
+    text: str | None = None
+
+
+class _Message(msgspec.Struct):
+    content: str | list[_Part] | None = None
+
+
+class _Request(msgspec.Struct):
+    """The members that are read; the rest is skipped."""
+
+    model: Any = None
+    stream: Any = None
+    stream_options: Any = None
+    messages: list[_Message] | None = None
+    prompt: Any = None
+    input: Any = None
+    temperature: Any = None
+    top_p: Any = None
+    frequency_penalty: Any = None
+    presence_penalty: Any = None
+    top_k: Any = None
+    max_tokens: Any = None
+    max_completion_tokens: Any = None
+    stop: Any = None
+    tools: list[msgspec.Raw] | None = None
+    n: Any = None
+    seed: Any = None
+    reasoning_effort: Any = None
+    reasoning: Any = None
+
+
+_decode = msgspec.json.Decoder(_Request).decode
+_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+
+
+def _typed(body: bytes, operation: Operation) -> dict[str, Any]:
+    request = _decode(body)
+    read = msgspec.structs.asdict(request)
+    messages = request.messages
+    if operation is Operation.CHAT and messages is not None:
+        length = 0
+        for message in messages:
+            content = message.content
+            if isinstance(content, str):
+                length += len(content)
+            elif content is not None:
+                length += sum(len(part.text) for part in content if part.text)
+        read["message_count"], read["prompt_length"] = len(messages), length
+    elif operation is not Operation.CHAT:
+        read["prompt_length"] = _text_length(
+            request.input if operation is Operation.EMBEDDINGS else request.prompt
+        )
+    return read
+
+
+def _untyped(body: bytes) -> dict[str, Any]:
+    """A body whose members have odd types is the upstream's to judge; the row keeps less."""
+    try:
+        loose = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise _invalid(f"The body is not valid JSON: {exc}") from None
+    if not isinstance(loose, dict):
+        raise _invalid("The body must be a JSON object.")
+    messages = loose.get("messages")
+    if isinstance(messages, list):
+        loose["message_count"] = len(messages)
+    return loose
+
+
+def _asked(read: dict[str, Any], model: str) -> Asked:
+    stop, tools, reasoning = read.get("stop"), read.get("tools"), read.get("reasoning")
+    effort = read.get("reasoning_effort")
+    if effort is None and isinstance(reasoning, dict):
+        effort = reasoning.get("effort")
+    most = read.get("max_completion_tokens")
+    return Asked(
+        model=model[:256],
+        stream=read.get("stream") is True,
+        message_count=read.get("message_count"),
+        prompt_length=read.get("prompt_length"),
+        temperature=_number(read.get("temperature")),
+        top_p=_number(read.get("top_p")),
+        frequency_penalty=_number(read.get("frequency_penalty")),
+        presence_penalty=_number(read.get("presence_penalty")),
+        top_k=_integer(read.get("top_k")),
+        max_tokens=_integer(most if most is not None else read.get("max_tokens")),
+        stop_count=1 if isinstance(stop, str) else len(stop) if isinstance(stop, list) else None,
+        tool_count=len(tools) if isinstance(tools, list) else None,
+        n=_integer(read.get("n")),
+        seed=_integer(read.get("seed")),
+        reasoning_effort=effort[:32] if isinstance(effort, str) else None,
+    )
+
+
+def _text_length(value: Any) -> int | None:
+    """Characters of a string or of a list of strings; token arrays have none that are known."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
+        return sum(len(item) for item in value)
+    return None
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return float(value) if abs(value) < 1e300 else None
+
+
+def _integer(value: Any) -> int | None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        return None
+    return value if -_INT64 <= value < _INT64 else None
+
+
+def _with_usage(options: msgspec.Raw | None) -> msgspec.Raw:
+    members: dict[str, Any] = {}
+    if options is not None:
+        try:
+            members = dict(_members(options))
+        except msgspec.DecodeError:
+            return options
+    members["include_usage"] = True
+    return msgspec.Raw(msgspec.json.encode(members))
+
+
+def _invalid(message: str, param: str | None = None) -> GatewayError:
+    return GatewayError(400, message, ErrorReason.INVALID_REQUEST, param=param)
+
+
+def _too_large(limit: int) -> GatewayError:
+    return GatewayError(
+        413,
+        f"The request's body is larger than {limit} bytes.",
+        ErrorReason.TOO_LARGE,
+        code="request_too_large",
+    )

@@ -1,0 +1,129 @@
+"""Runs the gateway: one socket, one process, and what it says once it is up."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import math
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+import uvicorn
+from pydantic import SecretStr
+
+from proxy.app import create_app
+from proxy.banner import banner
+from proxy.config import master_key
+from proxy.errors import ConfigError
+from proxy.log import setup
+from proxy.redact import Redactor
+from proxy.schema import Settings
+
+_KEEP_ALIVE = 75  # seconds; longer than the pools of common clients, so that they close first
+_BACKLOG = 2048
+_GARBAGE = 50_000  # objects until a collection; the default of 700 runs several times a request
+
+_WORDS = {
+    errno.EADDRINUSE: "is in use; stop what listens there, or choose another --port",
+    errno.EACCES: "may not be opened by this user; choose a --port above 1023",
+    errno.EADDRNOTAVAIL: "is no address of this machine",
+}
+
+
+def serve(settings: Settings, announce: Callable[[str], None]) -> int:
+    """Serve until told to stop, and return the exit status.
+
+    ``announce`` gets the banner when the gateway is ready. Raises ConfigError if the address
+    cannot be opened or the master key cannot be kept.
+    """
+    key, made = master_key(settings)
+    if key is not None:
+        auth = settings.auth.model_copy(update={"master_key": SecretStr(key)})
+        settings = settings.model_copy(update={"auth": auth})
+    listener = bind(settings.server.host, settings.server.port)
+    setup(settings.server.log_level, settings.server.log_format, Redactor(settings.secrets()))
+    app = create_app(settings)
+    config = uvicorn.Config(
+        app,
+        loop="asyncio" if sys.platform == "win32" else "uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        interface="asgi3",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=_KEEP_ALIVE,
+        timeout_graceful_shutdown=math.ceil(settings.server.drain),
+    )
+
+    def ready() -> None:
+        gc.collect()
+        gc.freeze()  # what lives as long as the process need not be looked at again
+        gc.set_threshold(_GARBAGE)
+        announce(
+            banner(
+                settings,
+                address(listener),
+                app.state.providers,
+                example=app.state.example_model,
+                key_made=made,
+            )
+        )
+
+    # uvicorn raises the signal once more when it is done; a stop that was asked for is a success.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stopped)
+    server = _Server(config, ready)
+    server.run(sockets=[listener])
+    return 0 if server.started else 1
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which says when it is ready."""
+
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._ready()
+
+
+def _stopped(*_: object) -> NoReturn:
+    raise SystemExit(0)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket, so that a port in use is known before anything else is started."""
+    try:
+        family, kind, protocol, _, place = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError:
+        raise ConfigError([f"server.host: {host} is no address of this machine"]) from None
+    try:
+        if sys.platform != "win32":  # there it would let two processes share the port
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(place)
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        words = _WORDS.get(error.errno or 0, f"cannot be opened: {error.strerror}")
+        raise ConfigError([f"server: port {port} on {host} {words}"]) from None
+    listener.setblocking(False)
+    return listener
+
+
+def address(listener: socket.socket) -> str:
+    """The URL under which this machine reaches the gateway."""
+    host, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,0 +1,1 @@
+"""The database: what happened, and the questions asked of it."""

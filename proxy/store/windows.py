@@ -1,0 +1,160 @@
+"""``tps_metrics``: generation speed in windows of 1, 5, 15 and 60 minutes, aligned to the clock.
+
+A call belongs to the window in which it began (its ``timestamp``). ``tps`` is the mean over calls
+of each call's tokens a second, over the calls where that is known; ``aggregate_tps`` is all output
+tokens of the window over its length. Percentiles are within 2 %.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from proxy.store.sketch import Sketch
+from proxy.store.tables import api_calls, tps_metrics
+from proxy.store.upsert import replace
+from proxy.types import CallRecord
+
+SIZES = (1, 5, 15, 60)
+_MINUTE = 60_000
+_GRACE = 5 * _MINUTE  # after its end, before a window leaves memory
+
+Key = tuple[str, str, int, int]
+"""Provider, model, minutes, start in UTC milliseconds."""
+
+
+class Window(msgspec.Struct):
+    """What is known of the calls of one window."""
+
+    speed: Sketch = msgspec.field(default_factory=Sketch)
+    ttft: Sketch = msgspec.field(default_factory=Sketch)
+    output_tokens: int = 0
+
+    def add(self, speed: float | None, ttft: float | None, output_tokens: int | None) -> None:
+        """Count one call."""
+        if speed is not None:
+            self.speed.add(speed)
+        if ttft is not None:
+            self.ttft.add(ttft)
+        self.output_tokens += output_tokens or 0
+
+    def plus(self, other: Window) -> Window:
+        """A new window with the calls of both."""
+        return Window(
+            self.speed.plus(other.speed),
+            self.ttft.plus(other.ttft),
+            self.output_tokens + other.output_tokens,
+        )
+
+    def row(self, key: Key) -> dict[str, Any]:
+        """The row of ``tps_metrics``."""
+        provider, model, minutes, start = key
+        return {
+            "provider": provider,
+            "model": model,
+            "window_minutes": minutes,
+            "window_start": start,
+            "tps": self.speed.mean,
+            "tps_p50": self.speed.quantile(0.50),
+            "tps_p95": self.speed.quantile(0.95),
+            "tps_min": self.speed.low,
+            "tps_max": self.speed.high,
+            "sample_count": self.speed.count,
+            "output_tokens": self.output_tokens,
+            "aggregate_tps": self.output_tokens / (minutes * 60),
+            "avg_ttft_ms": self.ttft.mean,
+            "p95_ttft_ms": self.ttft.quantile(0.95),
+        }
+
+
+class Changes(msgspec.Struct, frozen=True):
+    """The windows that a batch changes, not yet adopted."""
+
+    windows: dict[Key, Window]
+
+    async def save(self, connection: AsyncConnection) -> None:
+        """Upsert the rows of those in which a speed was measured."""
+        measured = sorted(key for key, window in self.windows.items() if window.speed.count)
+        rows = [self.windows[key].row(key) for key in measured]
+        unique = ("provider", "model", "window_minutes", "window_start")
+        await replace(connection, tps_metrics, unique, rows)
+
+
+class SpeedWindows:
+    """The windows in memory. One that began before ``known_from`` and is not held here is read
+    from the rows of ``api_calls``: so a restart goes on with it, and a late call finds it."""
+
+    def __init__(self, known_from: int = 0) -> None:
+        self._known_from = known_from
+        self._windows: dict[Key, Window] = {}
+
+    async def after(self, connection: AsyncConnection, calls: Sequence[CallRecord]) -> Changes:
+        """The windows that follow from the calls, whose rows are in this transaction already.
+
+        What is held here stays as it is.
+        """
+        changed: dict[Key, Window] = {}
+        missing: set[Key] = set()
+        for (provider, model, minute), part in _by_minute(calls).items():
+            for minutes in SIZES:
+                key = (provider, model, minutes, minute - minute % (minutes * _MINUTE))
+                held = changed.get(key) or self._windows.get(key)
+                if held is not None:
+                    changed[key] = held.plus(part)
+                elif key[3] >= self._known_from:
+                    changed[key] = part
+                else:
+                    missing.add(key)
+        for key in missing:
+            changed[key] = await _read(connection, key)
+        return Changes(changed)
+
+    def adopt(self, changes: Changes) -> None:
+        """Hold the new windows: their rows are committed. Those long over are let go."""
+        if not changes.windows:
+            return
+        self._windows.update(changes.windows)
+        newest = max(start for _, _, _, start in self._windows)
+        over = [key for key in self._windows if _end(key) + _GRACE < newest]
+        for key in over:
+            del self._windows[key]
+            self._known_from = max(self._known_from, key[3] + 1)
+
+
+def _end(key: Key) -> int:
+    return key[3] + key[2] * _MINUTE
+
+
+def _by_minute(calls: Iterable[CallRecord]) -> dict[tuple[str, str, int], Window]:
+    parts: dict[tuple[str, str, int], Window] = {}
+    for call in calls:
+        speed, ttft = call.tokens_per_second, call.time_to_first_token_ms
+        if speed is None and ttft is None and not call.output_tokens:
+            continue
+        key = (call.provider, call.model, call.timestamp - call.timestamp % _MINUTE)
+        part = parts.get(key)
+        if part is None:
+            part = parts[key] = Window()
+        part.add(speed, ttft, call.output_tokens)
+    return parts
+
+
+async def _read(connection: AsyncConnection, key: Key) -> Window:
+    provider, model, _, start = key
+    table = api_calls.c
+    rows = await connection.execute(
+        select(table.tokens_per_second, table.time_to_first_token_ms, table.output_tokens).where(
+            table.provider == provider,
+            table.model == model,
+            table.timestamp >= start,
+            table.timestamp < _end(key),
+        )
+    )
+    window = Window()
+    for speed, ttft, output_tokens in rows:
+        window.add(speed, ttft, output_tokens)
+    return window

@@ -1,0 +1,287 @@
+"""The nouns that every floor shares. Unknown is None, never 0."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any, Literal
+
+import msgspec
+
+from proxy.errors import ErrorReason
+
+Headers = list[tuple[bytes, bytes]]
+"""Header fields as they travel: lower-case names, values as sent."""
+
+
+class Operation(StrEnum):
+    """What a request asks for; the value is OpenTelemetry's ``gen_ai.operation.name``."""
+
+    CHAT = "chat"
+    COMPLETION = "text_completion"
+    EMBEDDINGS = "embeddings"
+
+    @property
+    def path(self) -> str:
+        """The path below an OpenAI-compatible base address, ``/chat/completions`` for chat."""
+        return _PATHS[self]
+
+
+_PATHS = {
+    Operation.CHAT: "/chat/completions",
+    Operation.COMPLETION: "/completions",
+    Operation.EMBEDDINGS: "/embeddings",
+}
+
+
+class Caller(msgspec.Struct, frozen=True):
+    """Who asks. ``client_id`` is "master" for the master key and None on an open gateway."""
+
+    client_id: str | None = None
+
+
+class Target(msgspec.Struct, frozen=True):
+    """One model at one provider: what an attempt is made at."""
+
+    provider: str
+    model: str
+
+    def __str__(self) -> str:
+        return f"{self.provider}/{self.model}"
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """The targets that may serve a request, best first. ``alias`` is None for a direct name."""
+
+    requested_model: str
+    targets: tuple[Target, ...]
+    alias: str | None = None
+    rewrite_model: bool = False
+
+
+class Action(StrEnum):
+    """What follows a failed attempt."""
+
+    NEXT_KEY = "next_key"  # another key of the same target, then the next target
+    NEXT_TARGET = "next_target"
+    STOP = "stop"  # the answer goes to the client as it is
+
+
+class Fault(msgspec.Struct, frozen=True):
+    """A failed attempt in the gateway's own words.
+
+    ``status`` is the upstream's HTTP status, None if none came. ``retry_after`` is seconds as the
+    provider said them, None if it gave no hint. ``executed`` says that the upstream may have done
+    (and billed) the work: the request was sent and no complete refusal came back.
+    ``model_scope`` is False where the limit holds for every model of the key.
+    """
+
+    reason: ErrorReason
+    message: str
+    status: int | None = None
+    type: str | None = None
+    code: str | None = None
+    param: str | None = None
+    retry_after: float | None = None
+    executed: bool = False
+    model_scope: bool = True
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """What to do after a fault. ``cooldown`` is seconds (None: the pool's own back-off)."""
+
+    action: Action
+    park: Literal["none", "model", "key", "disable"] = "none"
+    cooldown: float | None = None
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """Token counts of one call, inclusive: cached is inside input, reasoning inside output.
+
+    ``hidden_tokens`` are output tokens that were billed but never sent (thoughts that stay with
+    the provider). ``cost_nano_usd`` is what the provider itself said the call cost.
+    """
+
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    total_tokens: int | None = None
+    cached_tokens: int | None = None
+    cache_write_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    hidden_tokens: int | None = None
+    cost_nano_usd: int | None = None
+
+
+class ModelInfo(msgspec.Struct, frozen=True):
+    """A model as a provider lists it; ``raw`` is its entry as it came."""
+
+    provider: str
+    name: str
+    raw: Mapping[str, Any] = {}
+    context_length: int | None = None
+    max_output_tokens: int | None = None
+    parameters: int | None = None
+    memory_usage_gb: float | None = None
+    version: str | None = None
+    type: str | None = None
+    loaded_at: int | None = None  # UTC milliseconds
+    input_price_per_mtok: float | None = None  # US dollars per million tokens
+    output_price_per_mtok: float | None = None
+    cached_price_per_mtok: float | None = None
+    price_source: str | None = None
+    price_version: str | None = None
+    is_free: bool | None = None
+
+
+class CallRecord(msgspec.Struct, frozen=True):
+    """One upstream attempt, or one request refused before any: a row of ``api_calls``.
+
+    The fields are the columns, in order (``id`` and the computed ``success`` aside). Instants are
+    UTC milliseconds, durations milliseconds. ``cost_nano_usd`` is stored as
+    ``cost_estimate_usd``, in dollars. ``rate_headers`` (the last field) is no column: the raw
+    ``x-ratelimit-*`` of the answer, which the store turns into ``rate_limits``.
+    """
+
+    request_id: str
+    attempt: int
+    is_final: bool
+    timestamp: int
+    finished_at: int
+    endpoint: str
+    provider: str
+    model: str
+    requested_model: str | None
+    model_version: str | None
+    key_id: str | None
+    account: str | None
+    client_id: str | None
+    client_request_id: str | None
+    upstream_request_id: str | None
+    agent_name: str | None
+    tool_name: str | None
+    session_id: str | None
+    trace_id: str | None
+    is_stream: bool
+    status: str
+    http_status: int | None
+    client_status: int | None
+    error_reason: str | None
+    error_message: str | None
+    finish_reason: str | None
+    response_time_ms: float | None
+    total_duration_ms: float | None
+    queue_time_ms: float | None
+    processing_time_ms: float | None
+    overhead_ms: float | None
+    ttfb_ms: float | None
+    time_to_first_token_ms: float | None
+    tokens_per_second: float | None
+    inter_token_avg_ms: float | None
+    inter_token_p50_ms: float | None
+    inter_token_p95_ms: float | None
+    max_stall_ms: float | None
+    chunk_count: int | None
+    input_tokens: int | None
+    output_tokens: int | None
+    total_tokens: int | None
+    cached_tokens: int | None
+    cache_write_tokens: int | None
+    reasoning_tokens: int | None
+    usage_source: str
+    cost_nano_usd: int | None
+    cost_source: str
+    price_version: str | None
+    message_count: int | None
+    prompt_length: int | None
+    response_length: int | None
+    temperature: float | None
+    top_p: float | None
+    frequency_penalty: float | None
+    presence_penalty: float | None
+    top_k: int | None
+    max_tokens: int | None
+    stop_count: int | None
+    tool_count: int | None
+    n: int | None
+    seed: int | None
+    reasoning_effort: str | None
+    privacy_level: str
+    metadata: str | None
+    rate_headers: tuple[tuple[bytes, bytes], ...] = ()
+
+
+class FaultRecord(msgspec.Struct, frozen=True):
+    """An internal fault, a row of ``errors`` with its stack: something in this program broke."""
+
+    timestamp: int
+    error_type: str
+    error_message: str
+    stack_trace: str | None = None
+    request_id: str | None = None
+    endpoint: str | None = None
+    severity: str = "critical"
+
+
+class GpuSample(msgspec.Struct, frozen=True):
+    """One GPU at one instant. Memory in MiB, power in watts, clocks in MHz; None: not supported."""
+
+    gpu_id: int
+    uuid: str | None = None
+    name: str | None = None
+    temperature_c: float | None = None
+    utilization_percent: float | None = None
+    memory_used_mb: float | None = None
+    memory_total_mb: float | None = None
+    memory_percent: float | None = None
+    power_draw_watts: float | None = None
+    power_limit_watts: float | None = None
+    sm_clock_mhz: float | None = None
+    throttle_reasons: int | None = None
+
+
+class HostSample(msgspec.Struct, frozen=True):
+    """The host, its GPUs and this process, averaged over one stored interval.
+
+    Sizes in GiB and MiB, counters in bytes since boot, ``timestamp`` UTC milliseconds.
+    """
+
+    timestamp: int
+    gpu_count: int = 0
+    cpu_percent: float | None = None
+    memory_percent: float | None = None
+    memory_used_gb: float | None = None
+    memory_total_gb: float | None = None
+    swap_percent: float | None = None
+    disk_percent: float | None = None
+    disk_read_bytes: int | None = None
+    disk_write_bytes: int | None = None
+    network_bytes_sent: int | None = None
+    network_bytes_recv: int | None = None
+    load_1m: float | None = None
+    load_5m: float | None = None
+    load_15m: float | None = None
+    process_rss_mb: float | None = None
+    process_cpu_percent: float | None = None
+    process_threads: int | None = None
+    open_fds: int | None = None
+    loop_lag_ms: float | None = None
+    in_flight_requests: int | None = None
+    writer_queue_depth: int | None = None
+    gpus: tuple[GpuSample, ...] = ()
+
+
+class CooldownRecord(msgspec.Struct, frozen=True):
+    """A key that rests: a row of ``rate_limits`` with the limit_type ``cooldown``.
+
+    ``model`` is "" where the rest holds for every model of the key. ``until`` and ``at`` (when it
+    was ordered) are UTC milliseconds, ``backoff_count`` the number of rests in a row.
+    """
+
+    provider: str
+    model: str
+    key_id: str
+    account: str | None
+    until: int
+    reason: str
+    backoff_count: int
+    at: int

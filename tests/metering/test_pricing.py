@@ -1,0 +1,394 @@
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from decimal import ROUND_HALF_UP, Decimal
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.metering import pricing
+from proxy.metering.pricing import Pair, Prices, Quote, Rates, Tier, cost, nano_dollars
+from proxy.types import Usage
+
+LLAMA = Rates(input=590_000_000, output=790_000_000)
+UNPRICED = Quote(None, "none", None)
+USED = Usage(input_tokens=1000, output_tokens=500)
+
+
+class Entry(msgspec.Struct):
+    input: Decimal | float | None = None
+    output: Decimal | float | None = None
+    cached_input: Decimal | float | None = None
+    cache_write: Decimal | float | None = None
+
+
+class Catalogue:
+    """Stands in for the child process; ``fails`` is raised instead of an answer."""
+
+    def __init__(self, listed: dict[Pair, Rates]) -> None:
+        self.listed = listed
+        self.asked: list[list[Pair]] = []
+        self.fails: Exception | None = None
+        self.running = 0
+
+    async def look_up(self, pairs: Sequence[Pair]) -> list[Rates | None]:
+        self.asked.append(list(pairs))
+        self.running += 1
+        assert self.running == 1
+        await asyncio.sleep(0)
+        self.running -= 1
+        if self.fails is not None:
+            raise self.fails
+        return [self.listed.get(pair) for pair in pairs]
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def catalogue(monkeypatch: pytest.MonkeyPatch) -> Catalogue:
+    it = Catalogue({("groq", "llama"): LLAMA})
+    monkeypatch.setattr(pricing, "look_up", it.look_up)
+    return it
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    it = Clock()
+    monkeypatch.setattr(pricing, "monotonic", it)
+    return it
+
+
+def test_a_thousand_in_and_five_hundred_out_cost_985_millionths() -> None:
+    assert cost(USED, LLAMA) == 985_000
+
+
+@pytest.mark.parametrize(
+    ("rate", "count", "expected"),
+    [(1, 499_999, 0), (1, 500_000, 1), (1, 1_499_999, 1), (1, 1_500_000, 2), (999_999, 1, 1)],
+)
+def test_half_a_nano_dollar_is_rounded_up(rate: int, count: int, expected: int) -> None:
+    assert cost(Usage(input_tokens=count, output_tokens=0), Rates(input=rate, output=0)) == expected
+
+
+def test_input_and_output_are_rounded_together() -> None:
+    assert cost(Usage(input_tokens=1, output_tokens=1), Rates(input=250_000, output=250_000)) == 1
+
+
+def test_cached_tokens_are_inside_the_input() -> None:
+    rates = Rates(input=1_000_000, output=0, cache_read=100_000, cache_write=1_250_000)
+    usage = Usage(input_tokens=100, cached_tokens=60, cache_write_tokens=20, output_tokens=0)
+    assert cost(usage, rates) == 20 + 6 + 25
+
+
+def test_cached_tokens_without_a_rate_cost_what_input_costs() -> None:
+    usage = Usage(input_tokens=1000, cached_tokens=900, cache_write_tokens=50, output_tokens=500)
+    assert cost(usage, LLAMA) == 985_000
+
+
+def test_more_cached_tokens_than_input_are_held_to_the_input() -> None:
+    rates = Rates(input=9_000_000, output=0, cache_read=1_000_000, cache_write=5_000_000)
+    usage = Usage(input_tokens=10, cached_tokens=70, cache_write_tokens=70, output_tokens=0)
+    assert cost(usage, rates) == 10
+
+
+def test_reasoning_is_inside_the_output() -> None:
+    usage = Usage(input_tokens=1000, output_tokens=500, reasoning_tokens=400, hidden_tokens=400)
+    assert cost(usage, LLAMA) == 985_000
+
+
+def test_a_long_input_puts_the_whole_call_into_the_tier() -> None:
+    rates = Rates(
+        input=1_000_000,
+        output=2_000_000,
+        tiers=(
+            Tier(above=100, input=3_000_000, output=4_000_000),
+            Tier(above=200, input=5_000_000, output=6_000_000),
+        ),
+    )
+    assert cost(Usage(input_tokens=100, output_tokens=1), rates) == 102
+    assert cost(Usage(input_tokens=101, output_tokens=1), rates) == 307
+    assert cost(Usage(input_tokens=201, output_tokens=1), rates) == 1011
+    assert cost(Usage(output_tokens=1), rates) is None
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        Usage(),
+        Usage(input_tokens=5),
+        Usage(output_tokens=5),
+        Usage(input_tokens=-5, output_tokens=5),
+        Usage(input_tokens=5, output_tokens=-5),
+    ],
+)
+def test_a_missing_count_that_costs_something_is_no_cost(usage: Usage) -> None:
+    assert cost(usage, LLAMA) is None
+
+
+def test_a_missing_count_that_costs_nothing_does_not_matter() -> None:
+    assert cost(Usage(input_tokens=1000), Rates(input=590_000_000, output=0)) == 590_000
+    assert cost(Usage(input_tokens=1000), Rates(input=590_000_000)) == 590_000
+    assert cost(Usage(output_tokens=1000), Rates(input=0, output=790_000_000)) == 790_000
+    assert cost(Usage(), Rates(input=0, output=0)) == 0
+    cached = Rates(input=0, output=0, cache_read=1)
+    assert cost(Usage(output_tokens=1000), cached) is None
+
+
+def test_a_missing_rate_of_tokens_that_were_used_is_no_cost() -> None:
+    assert cost(USED, Rates(input=590_000_000)) is None
+    assert cost(USED, Rates(output=790_000_000)) is None
+    assert cost(Usage(input_tokens=1000, output_tokens=0), Rates(input=590_000_000)) == 590_000
+
+
+@pytest.mark.parametrize(
+    ("usd", "expected"),
+    [
+        (0.59, 590_000_000),
+        (0.1 + 0.2, 300_000_000),
+        (Decimal("0.0375"), 37_500_000),
+        (1e-9, 1),
+        (Decimal("0.0000000005"), 1),
+        (Decimal("0.00000000049"), 0),
+        (75, 75_000_000_000),
+        (None, None),
+    ],
+)
+def test_dollars_become_nano_dollars(usd: Decimal | float | None, expected: int | None) -> None:
+    assert nano_dollars(usd) == expected
+
+
+counts = st.integers(0, 10**9)
+rates_per_million = st.integers(0, 10**12)
+
+
+@given(counts, counts, counts, rates_per_million, rates_per_million, rates_per_million)
+def test_the_cost_is_the_exact_sum_rounded_half_up(
+    plain: int, cached: int, out: int, in_rate: int, cached_rate: int, out_rate: int
+) -> None:
+    usage = Usage(input_tokens=plain + cached, cached_tokens=cached, output_tokens=out)
+    rates = Rates(input=in_rate, output=out_rate, cache_read=cached_rate)
+    exact = Decimal(plain * in_rate + cached * cached_rate + out * out_rate).scaleb(-6)
+    assert cost(usage, rates) == int(exact.to_integral_value(ROUND_HALF_UP))
+
+
+usages = st.builds(
+    Usage,
+    input_tokens=st.integers(0, 10**6),
+    output_tokens=st.integers(0, 10**6),
+    cached_tokens=st.none() | st.integers(-10, 2 * 10**6),
+    cache_write_tokens=st.none() | st.integers(-10, 2 * 10**6),
+)
+
+
+cheap, dear = st.integers(0, 10**9), st.integers(10**9, 10**10)
+rising_rates = st.builds(
+    Rates,
+    input=cheap,
+    output=cheap,
+    cache_read=cheap,
+    cache_write=cheap | st.none(),
+    tiers=st.just(())
+    | st.tuples(
+        st.builds(
+            Tier,
+            above=st.integers(0, 10**6),
+            input=dear,
+            output=dear,
+            cache_read=dear | st.none(),
+            cache_write=dear,
+        )
+    ),
+)
+
+
+@given(usages, rising_rates, st.integers(0, 10**6), st.integers(0, 10**6))
+def test_more_tokens_never_cost_less_and_no_call_costs_less_than_nothing(
+    usage: Usage, rates: Rates, more_in: int, more_out: int
+) -> None:
+    small = cost(usage, rates)
+    assert usage.input_tokens is not None
+    assert usage.output_tokens is not None
+    larger = msgspec.structs.replace(
+        usage,
+        input_tokens=usage.input_tokens + more_in,
+        output_tokens=usage.output_tokens + more_out,
+    )
+    large = cost(larger, rates)
+    assert small is not None
+    assert large is not None
+    assert 0 <= small <= large
+
+
+def prices(
+    table: dict[str, Entry] | None = None,
+    references: dict[str, str | None] | None = None,
+    free: frozenset[str] = frozenset({"ollama"}),
+) -> Prices:
+    return Prices(table or {}, references or {"groq": "groq", "lab": None, "ollama": None}, free)
+
+
+async def test_the_providers_own_word_beats_everything() -> None:
+    book = prices({"groq/llama": Entry(input=1, output=1)})
+    usage = Usage(input_tokens=1, output_tokens=1, cost_nano_usd=42)
+    assert book.quote("groq", "llama", usage) == Quote(42, "provider", None)
+    assert book.quote("ollama", "x", Usage(cost_nano_usd=0)) == Quote(0, "provider", None)
+
+
+async def test_a_negative_cost_of_a_provider_is_not_believed() -> None:
+    usage = msgspec.structs.replace(USED, cost_nano_usd=-1)
+    assert prices().quote("ollama", "x", usage) == Quote(0, "config", None)
+
+
+async def test_the_users_table_beats_free_and_the_catalogue(catalogue: Catalogue) -> None:
+    book = prices(
+        {"groq/llama": Entry(input=0.5, output=1.5), "ollama/*": Entry(input=0.1, output=0)}
+    )
+    await book.resolve([("groq", "llama"), ("ollama", "x")])
+    assert catalogue.asked == []
+    assert book.quote("groq", "llama", USED) == Quote(1_250_000, "config", None)
+    assert book.quote("ollama", "x", USED) == Quote(100_000, "config", None)
+
+
+async def test_a_free_provider_costs_nothing_without_asking() -> None:
+    assert prices().quote("ollama", "llama3.2", USED) == Quote(0, "config", None)
+    assert prices().quote("ollama", "llama3.2", Usage(output_tokens=1)) == Quote(0, "config", None)
+
+
+async def test_a_provider_without_reference_has_no_price() -> None:
+    assert prices().quote("lab", "llama", USED) == UNPRICED
+    assert prices().quote("never-heard-of", "llama", USED) == UNPRICED
+
+
+@pytest.mark.parametrize("usage", [None, Usage(), Usage(cached_tokens=5)])
+async def test_no_tokens_have_no_price(usage: Usage | None) -> None:
+    book = prices({"groq/llama": Entry(input=1, output=1)})
+    assert book.quote("groq", "llama", usage) == UNPRICED
+    assert book.quote("ollama", "llama", usage) == UNPRICED
+    assert book.quote("groq", "not-asked-yet", usage) == UNPRICED
+
+
+async def test_a_price_that_does_not_cover_the_call_is_none(catalogue: Catalogue) -> None:
+    book = prices({"groq/llama": Entry(input=1)})
+    assert book.quote("groq", "llama", USED) == UNPRICED
+
+
+async def test_the_exact_name_beats_globs_and_the_longest_glob_wins() -> None:
+    book = prices(
+        {
+            "*": Entry(input=1, output=0),
+            "lab/*": Entry(input=2, output=0),
+            "lab/qwen*": Entry(input=3, output=0),
+            "lab/qwen": Entry(input=4, output=0),
+            "lab/[ab]?": Entry(input=5, output=0),
+        }
+    )
+
+    def price(provider: str, model: str) -> int | None:
+        quote = book.quote(provider, model, Usage(input_tokens=1000, output_tokens=0))
+        assert quote is not None
+        return quote.cost_nano_usd
+
+    assert price("lab", "qwen") == 4_000_000
+    assert price("lab", "qwen-2.5/x") == 3_000_000
+    assert price("lab", "a1") == 5_000_000
+    assert price("lab", "Qwen") == 2_000_000
+    assert price("groq", "qwen") == 1_000_000
+
+
+async def test_a_table_means_a_model_with_and_without_the_models_prefix() -> None:
+    book = prices({"gemini/a": Entry(output=1), "gemini/models/b": Entry(output=1)})
+    usage = Usage(input_tokens=0, output_tokens=10)
+    for model in ("a", "models/a", "b", "models/b"):
+        assert book.quote("gemini", model, usage) == Quote(10_000, "config", None)
+
+
+async def test_the_table_has_cache_rates() -> None:
+    book = prices({"lab/m": Entry(input=10, output=0, cached_input=1, cache_write=12.5)})
+    usage = Usage(input_tokens=30, cached_tokens=10, cache_write_tokens=10, output_tokens=0)
+    assert book.quote("lab", "m", usage) == Quote(235_000, "config", None)
+
+
+async def test_a_model_is_unknown_until_the_catalogue_was_asked(catalogue: Catalogue) -> None:
+    book = prices(references={"groq-eu": "groq"})
+    catalogue.listed["groq", "llama"] = msgspec.structs.replace(LLAMA, version="v1")
+    assert book.quote("groq-eu", "llama", USED) is None
+    assert book.rates("groq-eu", "llama") is None
+    await book.resolve([("groq-eu", "llama")])
+    assert catalogue.asked == [[("groq", "llama")]]
+    assert book.quote("groq-eu", "llama", USED) == Quote(985_000, "catalog", "v1")
+    rates = book.rates("groq-eu", "llama")
+    assert rates is not None
+    assert rates.input == 590_000_000
+
+
+async def test_the_catalogue_is_asked_once_for_known_and_unknown_models(
+    catalogue: Catalogue,
+) -> None:
+    book = prices()
+    pairs = [("groq", "llama"), ("groq", "nothing"), ("groq", "llama"), ("lab", "x")]
+    await asyncio.gather(*(book.resolve(pairs) for _ in range(5)))
+    await book.resolve([])
+    assert catalogue.asked == [[("groq", "llama"), ("groq", "nothing")]]
+    assert book.quote("groq", "nothing", USED) == UNPRICED
+
+
+async def test_a_failure_is_no_price_for_a_minute(
+    catalogue: Catalogue, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    book = prices()
+    catalogue.fails = OSError("no such child")
+    with caplog.at_level(logging.WARNING):
+        await book.resolve([("groq", "llama")])
+    assert "no such child" in caplog.text
+    assert book.quote("groq", "llama", USED) == UNPRICED
+    clock.now += 59
+    await book.resolve([("groq", "llama")])
+    assert len(catalogue.asked) == 1
+    clock.now += 2
+    assert book.quote("groq", "llama", USED) is None
+    catalogue.fails = None
+    await book.resolve([("groq", "llama")])
+    assert book.quote("groq", "llama", USED) == Quote(985_000, "catalog", None)
+
+
+async def test_rates_are_asked_again_after_an_hour_all_in_one(
+    catalogue: Catalogue, clock: Clock
+) -> None:
+    book = prices()
+    catalogue.listed["groq", "gpt"] = LLAMA
+    await book.resolve([("groq", "llama"), ("groq", "gpt"), ("groq", "nothing")])
+    clock.now += 3601
+    assert book.quote("groq", "llama", USED) is None
+    assert book.rates("groq", "llama") == LLAMA
+    catalogue.listed["groq", "gpt"] = msgspec.structs.replace(LLAMA, output=0)
+    await book.resolve([("groq", "llama")])
+    assert catalogue.asked[1:] == [[("groq", "llama"), ("groq", "gpt")]]
+    assert book.quote("groq", "gpt", USED) == Quote(590_000, "catalog", None)
+
+
+async def test_old_rates_outlive_a_failure(catalogue: Catalogue, clock: Clock) -> None:
+    book = prices()
+    await book.resolve([("groq", "llama")])
+    clock.now += 3601
+    catalogue.fails = ValueError("nonsense")
+    await book.resolve([("groq", "llama")])
+    assert book.quote("groq", "llama", USED) == Quote(985_000, "catalog", None)
+
+
+async def test_only_so_many_models_are_remembered(
+    catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pricing, "_CAPACITY", 3)
+    book = prices()
+    await book.resolve([("groq", f"m{number}") for number in range(4)])
+    assert book.quote("groq", "m0", USED) is None
+    assert book.quote("groq", "m3", USED) == UNPRICED

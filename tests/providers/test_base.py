@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from proxy.providers import DIALECTS
+from proxy.providers.base import Dialect, Provider, count, listed, number
+from proxy.types import Usage
+
+
+def test_every_dialect_is_found_by_its_name() -> None:
+    assert list(DIALECTS) == ["openai", "groq", "gemini", "openrouter", "ollama", "cloudflare"]
+    assert all(dialect.name == name for name, dialect in DIALECTS.items())
+
+
+def test_a_secret_travels_as_a_bearer_and_none_as_nothing() -> None:
+    dialect = Dialect()
+    assert dialect.headers("sk-1") == [(b"authorization", b"Bearer sk-1")]
+    assert dialect.headers(None) == []
+
+
+def test_what_is_not_configured_comes_from_the_dialect() -> None:
+    ollama = Provider.of("desk", DIALECTS["ollama"])
+    assert (ollama.connect, ollama.first_byte, ollama.idle) == (5.0, 600.0, 120.0)
+    groq = Provider.of("g", DIALECTS["groq"], connect=1, first_byte=2, idle=3, include_usage=True)
+    assert (groq.connect, groq.first_byte, groq.idle, groq.include_usage) == (1, 2, 3, True)
+
+
+@pytest.mark.parametrize(
+    "value", [None, True, "5", -1, 1.5, float("nan"), float("inf"), 10**30, [], {}]
+)
+def test_what_is_no_count_is_unknown(value: Any) -> None:
+    assert number(value) is None
+
+
+def test_a_whole_float_is_a_count() -> None:
+    assert number(45.0) == 45
+
+
+def test_usage_that_tells_nothing_is_unknown() -> None:
+    assert count({}) == Usage()
+    assert count({"prompt_tokens": None, "prompt_tokens_details": 3, "cost": "1"}) == Usage()
+
+
+def test_a_missing_total_is_the_sum() -> None:
+    assert count({"prompt_tokens": 3, "completion_tokens": 4}).total_tokens == 7
+
+
+def test_shares_are_inside_their_wholes() -> None:
+    usage = count(
+        {
+            "prompt_tokens": 10,
+            "completion_tokens": 4,
+            "prompt_tokens_details": {"cached_tokens": 8},
+            "completion_tokens_details": {"reasoning_tokens": 5},
+        }
+    )
+    assert (usage.cached_tokens, usage.reasoning_tokens) == (8, 4)
+
+
+@pytest.mark.parametrize(
+    ("cost", "nano"),
+    [(0.00001305, 13_050), (1e-9, 1), (0, 0), (-1, None), (float("inf"), None), (True, None)],
+)
+def test_a_cost_is_counted_in_nano_dollars(cost: Any, nano: int | None) -> None:
+    assert count({"cost": cost}).cost_nano_usd == nano
+
+
+def test_a_list_of_nothing_is_empty() -> None:
+    assert listed("desk", {"object": "list", "data": None}) == []
+
+
+@pytest.mark.parametrize("answer", [None, [], "x", {}, {"models": []}])
+def test_what_is_no_list_is_an_error(answer: Any) -> None:
+    with pytest.raises(ValueError, match="no model list"):
+        listed("desk", answer)
+
+
+def test_sizes_are_read_from_wherever_a_server_puts_them() -> None:
+    models = listed(
+        "lab",
+        {
+            "data": [
+                {"id": "groq", "context_window": 8192, "max_completion_tokens": 4096},
+                {"id": "vllm", "max_model_len": 32_768},
+                {"id": "llama.cpp", "meta": {"n_ctx_train": 2048, "n_params": 1_000_000}},
+                {"id": "studio", "max_context_length": 4096, "type": "llm"},
+                {"id": "bare"},
+                {"id": ""},
+                {"id": 5},
+                "noise",
+            ]
+        },
+    )
+    assert [model.name for model in models] == ["groq", "vllm", "llama.cpp", "studio", "bare"]
+    assert [model.context_length for model in models] == [8192, 32_768, 2048, 4096, None]
+    assert models[0].max_output_tokens == 4096
+    assert models[2].parameters == 1_000_000
+    assert models[3].type == "llm"
