@@ -23,7 +23,7 @@ from proxy.api import errors as api_errors
 from proxy.api.auth import Door
 from proxy.api.health import health_router
 from proxy.api.models import models_router
-from proxy.api.openai import RELAYED, routes
+from proxy.api.openai import RELAYED, Calls
 from proxy.api.stats import stats_router
 from proxy.clock import monotonic, now_ms
 from proxy.errors import ErrorReason
@@ -37,7 +37,7 @@ from proxy.providers.demo import DemoServer
 from proxy.providers.lists import ModelLists
 from proxy.providers.transport import Transport
 from proxy.recording import Recording
-from proxy.redact import Redactor, shorten
+from proxy.redact import Redactor
 from proxy.relay.relay import Limits, Relay
 from proxy.relay.verdict import judge
 from proxy.routing.keypool import Key, KeyPool
@@ -57,10 +57,10 @@ _NO_CHAT = re.compile("embed|whisper|tts|audio|guard|image|rerank|veo|aqa", re.I
 _log = logging.getLogger("tollkeeper")
 
 
-def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = None) -> FastAPI:
+def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = None) -> Door:
     """The gateway as an ASGI app. ``transport`` stands in for the network in tests.
 
-    ``app.state`` tells ``ready``, ``turned_away`` (requests without a valid key) and, once ready,
+    Its ``state`` tells ``ready``, ``turned_away`` (requests without a valid key) and, once ready,
     ``providers`` (name and number of keys of each) and ``example_model`` (one that can be asked
     for, None if none is known).
     """
@@ -68,7 +68,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            await _Gateway(settings, app, transport or Transport()).open(stack)
+            await _Gateway(settings, app, calls, transport or Transport()).open(stack)
             app.state.ready = True
             yield
             app.state.ready = False
@@ -86,24 +86,30 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
     def turned_away() -> None:
         app.state.turned_away += 1
 
+    calls = Calls(app)
     secret = settings.auth.master_key
-    app.add_middleware(
-        Door,
+    return Door(
+        calls,
         master_key=secret.get_secret_value() if secret is not None else None,
         named_elsewhere=RELAYED,
         turned_away=turned_away,
+        state=app.state,
     )
-    return app
 
 
 class _Gateway:
     """The objects of one running gateway, and how they are connected."""
 
     def __init__(
-        self, settings: Settings, app: FastAPI, transport: httpx.AsyncBaseTransport
+        self,
+        settings: Settings,
+        app: FastAPI,
+        calls: Calls,
+        transport: httpx.AsyncBaseTransport,
     ) -> None:
         self._settings = settings
         self._app = app
+        self._calls = calls
         self._transport = transport
         self._redact = Redactor(settings.secrets())
         self._providers: dict[str, Provider] = {}
@@ -141,7 +147,7 @@ class _Gateway:
             refused=self._refused,
             updated=self._recording.keep,
         )
-        self._relay = self._build_relay(tasks)
+        self._relay = self._calls.relay = self._build_relay(tasks)
         self._start_loops(stack, tasks)
         self._add_routes()
         self._app.state.example_model = await self._example()
@@ -198,7 +204,7 @@ class _Gateway:
             books=Books(
                 self._recording.call,
                 self._prices.quote,
-                lambda text: shorten(self._redact(text)),
+                self._redact,
                 settings.telemetry.privacy_level,
             ),
             limits=Limits(
@@ -226,7 +232,6 @@ class _Gateway:
     def _add_routes(self) -> None:
         app = self._app
         api_errors.install(app, self._recording.broken)
-        app.router.routes[:0] = routes(self._relay)
         app.include_router(models_router(self._settings.models, self._lists.all))
         app.include_router(health_router(lambda: app.state.ready))
         app.include_router(stats_router(self._store, self._recorder, self._key_states))

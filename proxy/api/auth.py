@@ -30,7 +30,7 @@ class Door:
     """Lets callers in.
 
     Answers get ``x-request-id`` here, but for POSTs to ``named_elsewhere``, which name themselves.
-    ``turned_away`` is called for each request that was not let in.
+    ``turned_away`` is called for each request that was not let in. ``state`` is the app's.
     """
 
     def __init__(
@@ -40,7 +40,9 @@ class Door:
         master_key: str | None,
         named_elsewhere: Collection[str],
         turned_away: Callable[[], None],
+        state: Any = None,
     ) -> None:
+        self.state = state
         self._app = app
         self._named_elsewhere = frozenset(named_elsewhere)
         self._turned_away = turned_away

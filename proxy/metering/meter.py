@@ -17,6 +17,7 @@ from proxy.errors import ErrorReason, GatewayError
 from proxy.metering import estimate
 from proxy.metering.pricing import Quote
 from proxy.metering.tap import StreamTap, Tap
+from proxy.redact import shorten
 from proxy.types import CallRecord, Fault, Target, Usage
 
 MAX_METADATA = 4096
@@ -211,7 +212,7 @@ class Meter:
                 http_status=attempt.http_status,
                 client_status=client_status,
                 error_reason=str(fault.reason) if fault is not None else None,
-                error_message=self._books.redact(fault.message) if fault is not None else None,
+                error_message=shorten(self._books.redact(fault.message)) if fault is not None else None,
                 finish_reason=tap.finish_reason if tap is not None else None,
                 response_time_ms=_ms(last - attempt.began) if called else None,
                 total_duration_ms=_ms(ended - self.started) if final else None,

@@ -31,8 +31,6 @@ class Dialect:
     """None where it has to be configured; may hold ``{account_id}``."""
     root: ClassVar[str] = ""
     """The path that an address without one stands for: ``/v1`` for Ollama."""
-    keyless: ClassVar[bool] = False
-    """Answers without a key (it may still have some)."""
     include_usage: ClassVar[bool] = True
     """Streams tell their usage only when asked by ``stream_options.include_usage``."""
     windows: ClassVar[Mapping[str, int]] = {}
@@ -72,10 +70,6 @@ class Dialect:
     def usage(self, raw: Mapping[str, Any]) -> Usage:
         """Reads a raw ``usage`` object."""
         return count(raw)
-
-    def strip(self, model: str) -> str:
-        """The name to look a price up by."""
-        return model
 
     def models_url(self, base_url: str) -> str:
         """Where the provider lists its models."""

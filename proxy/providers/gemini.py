@@ -37,13 +37,9 @@ class Gemini(Dialect):
             reasoning_tokens=usage.reasoning_tokens or output - sent,
         )
 
-    def strip(self, model: str) -> str:
-        """``models/gemini-2.5-flash`` is priced as ``gemini-2.5-flash``."""
-        return model.removeprefix("models/")
-
     def models(self, provider: str, body: bytes) -> list[ModelInfo]:
         """The list under the names that answers use."""
         return [
-            msgspec.structs.replace(model, name=self.strip(model.name))
+            msgspec.structs.replace(model, name=model.name.removeprefix("models/"))
             for model in listed(provider, msgspec.json.decode(body))
         ]

@@ -58,20 +58,25 @@ class ModelLists:
                 return shelf.provider.name
         return None
 
+    def names(self) -> list[str]:
+        """All names by which a listed model can be asked for: bare, and after its provider's."""
+        shelves = [
+            (shelf.provider.name, model) for shelf in self._shelves for model in shelf.models
+        ]
+        return [name for provider, model in shelves for name in (model, f"{provider}/{model}")]
+
     async def _refresh(self, shelf: _Shelf) -> None:
         provider = shelf.provider
         key = self._key(provider.name)
         fetch = _Fetcher(self._transport, provider, key[1] if key else None)
-        shelf.due = monotonic() + _RETRY
         try:
             async with asyncio.timeout(_DEADLINE):
                 body = await fetch("GET", provider.dialect.models_url(provider.base_url))
             models = provider.dialect.models(provider.name, body)
-        except _Refused:
-            if key:
+        except (_Refused, *_FAILURES) as failure:
+            shelf.due = monotonic() + _RETRY
+            if key and isinstance(failure, _Refused):
                 self._refused(provider.name, key[0])
-            return
-        except _FAILURES:
             return
         try:
             async with asyncio.timeout(_DEADLINE):

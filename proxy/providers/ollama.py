@@ -26,7 +26,6 @@ class Ollama(Dialect):
     name: ClassVar[str] = "ollama"
     base_url: ClassVar[str | None] = "http://127.0.0.1:11434/v1"
     root: ClassVar[str] = "/v1"
-    keyless: ClassVar[bool] = True
     first_byte: ClassVar[float] = 600.0
 
     async def enrich(

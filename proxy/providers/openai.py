@@ -12,6 +12,5 @@ class OpenAI(Dialect):
     """The plain protocol. Its address is always configured, and it may need no key."""
 
     name: ClassVar[str] = "openai"
-    keyless: ClassVar[bool] = True
     windows: ClassVar[Mapping[str, int]] = {"requests": 60, "tokens": 60}
     forwarded: ClassVar[frozenset[bytes]] = frozenset({b"openai-organization", b"openai-project"})

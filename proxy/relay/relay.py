@@ -110,6 +110,7 @@ class Relay:
             await self._deliver(outbound, meter, send, request_id)
         except GatewayError as error:
             meter.refuse(error)
+            error.message = self._books.redact(error.message)  # it may quote the provider
             headers = [(b"x-request-id", request_id.encode())]
             if meter.attempts:
                 headers.append((b"x-tollkeeper-attempts", b"%d" % meter.attempts))

@@ -21,7 +21,6 @@ Reader = AsyncConnection
 
 _MEMORY = URL.create("sqlite+aiosqlite")
 _PRAGMAS = {
-    "auto_vacuum": "INCREMENTAL",  # counts only while the file is empty
     "journal_mode": "WAL",
     "synchronous": "NORMAL",  # survives a crash of the program; a power cut may cost the last rows
     "foreign_keys": "ON",

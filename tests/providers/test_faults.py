@@ -142,3 +142,49 @@ def test_the_code_shown_is_a_name_rather_than_the_status() -> None:
     assert parse(body("T13.credit")).code == "payment_required"
     assert parse(body("T13.key")).code is None
     assert parse(body("T18.daily")).code == "4006"
+
+
+NAMES = {
+    R.RATE_LIMIT: "rate_limit_exceeded rate_limit_error RESOURCE_EXHAUSTED"
+    " openrouter_shared_capacity upstream_provider_shared_pool",
+    R.QUOTA_EXCEEDED: "insufficient_quota openrouter_free_tier_daily 3036 4006",
+    R.CREDIT: "payment_required openrouter_credits openrouter_key_limit",
+    R.AUTHENTICATION: "invalid_api_key authentication_error authentication API_KEY_INVALID"
+    " ACCESS_TOKEN_TYPE_UNSUPPORTED UNAUTHENTICATED 10000",
+    R.FORBIDDEN: "3023 3041 5016 5018 permission_error",
+    R.NOT_FOUND: "model_not_found model_decommissioned not_found_error NOT_FOUND"
+    " not_supported_error 7001 7003 5007 3042",
+    R.INVALID_REQUEST: "tool_use_failed invalid_request_error 3003 3039 5004 5005 5006 5019",
+    R.CONTEXT_LENGTH: "context_length_exceeded token_limit_exceeded exceed_context_size_error 5021",
+    R.CONTENT_FILTER: "content_filter content_policy_violation",
+    R.TOO_LARGE: "3006",
+    R.OVERLOADED: "capacity_exceeded UNAVAILABLE provider_overloaded unavailable_error 3040 7009",
+    R.TIMEOUT: "DEADLINE_EXCEEDED timeout 3007 3008",
+    R.SERVER_ERROR: "server_error internal_server_error api_error server provider_unavailable",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [(name, reason) for reason in NAMES for name in NAMES[reason].split()]
+)
+def test_a_name_decides_where_no_status_came(name: str, reason: R) -> None:
+    for place in ("code", "status", "type", "error_type"):
+        assert reason_of(None, read({"error": {place: name}})) is reason
+    assert reason_of(None, read({"error": {"metadata": {"error_type": name}}})) is reason
+
+
+STATUSES = {
+    400: R.INVALID_REQUEST, 401: R.AUTHENTICATION, 402: R.CREDIT, 403: R.FORBIDDEN,
+    404: R.NOT_FOUND, 405: R.NOT_FOUND, 407: R.BAD_RESPONSE, 408: R.TIMEOUT, 409: R.INVALID_REQUEST,
+    410: R.NOT_FOUND, 413: R.TOO_LARGE, 422: R.INVALID_REQUEST, 429: R.RATE_LIMIT,
+    498: R.OVERLOADED, 499: R.STREAM_ERROR, 500: R.SERVER_ERROR, 501: R.NOT_FOUND,
+    502: R.SERVER_ERROR, 503: R.OVERLOADED, 504: R.TIMEOUT, 520: R.SERVER_ERROR, 524: R.TIMEOUT,
+    529: R.OVERLOADED, 304: R.BAD_RESPONSE, 600: R.BAD_RESPONSE,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("status", "reason"), STATUSES.items())
+def test_a_bare_status_decides_alone(status: int, reason: R) -> None:
+    assert reason_of(status, parse(b"")) is reason
+    if 400 <= status < 600:
+        assert reason_of(None, read({"error": {"code": status}})) is reason

@@ -192,4 +192,3 @@ def test_output_is_not_guessed_without_a_total() -> None:
 def test_names_lose_their_prefix() -> None:
     listed = b'{"object":"list","data":[{"id":"models/gemini-2.5-flash","object":"model"}]}'
     assert [model.name for model in GEMINI.models("g", listed)] == ["gemini-2.5-flash"]
-    assert GEMINI.strip("models/gemini-2.5-flash") == "gemini-2.5-flash"

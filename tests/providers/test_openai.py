@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -158,7 +159,8 @@ def test_an_error_event_without_a_status_goes_by_its_type() -> None:
 
 
 def test_an_error_event_that_says_nothing_may_have_been_executed() -> None:
-    for said in ("broken", {"message": "broken"}, {}, None, 7, []):
+    sayings: list[Any] = ["broken", {"message": "broken"}, {}, None, 7, []]
+    for said in sayings:
         fault = OPENAI.classify_event(said, NOW)
         assert (fault.reason, fault.executed) == (R.STREAM_ERROR, True)
 

@@ -1,0 +1,264 @@
+"""``GET /stats`` and below: what happened, from the database, and how the keys are now.
+
+Every path takes the parameters of ``Parameters``; one that has no meaning for a path's rows, such
+as a window for the current state, does nothing there. Lists are ``{"data", "next_cursor"}``.
+Instants are RFC 3339 in UTC, durations milliseconds, money US dollars, and unknown is null.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+import msgspec
+from fastapi import APIRouter, Query, Response
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from proxy.clock import now_ms, rfc3339
+from proxy.errors import ErrorReason, GatewayError
+from proxy.store import calls, groups, series, sizes, state
+from proxy.store.address import StoreError
+from proxy.store.engine import Reader, Store
+from proxy.store.filters import Filters
+from proxy.store.pages import BadCursor
+
+PERIODS = {"1h": 3_600_000, "24h": 86_400_000, "7d": 604_800_000, "30d": 2_592_000_000}
+_FARTHEST = 253_402_300_799_000  # the last second of the year 9999
+
+Record = dict[str, Any]
+
+
+def instant(value: object) -> int:
+    """RFC 3339, a date, or unix seconds as UTC milliseconds; ValueError for anything else."""
+    text = str(value).strip()
+    try:
+        ms = round(float(text) * 1000)
+    except (ValueError, OverflowError):
+        # A plus in a query string arrives as a space unless the client escaped it.
+        moment = datetime.fromisoformat(text.replace(" ", "+") if "T" in text else text)
+        ms = round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
+    if not 0 <= ms <= _FARTHEST:
+        raise ValueError("is not between 1970 and 9999")
+    return ms
+
+
+Moment = Annotated[int, BeforeValidator(instant)]
+Status = Literal["success", "error", "timeout", "cancelled", "rejected"]
+
+
+class Parameters(BaseModel):
+    """The common parameters. ``period`` is the window's length where ``start`` or ``end`` is
+    missing; an end that is not given is now."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    period: Literal["1h", "24h", "7d", "30d"] = "24h"
+    start: Moment | None = None
+    end: Moment | None = None
+    provider: list[str] = []
+    model: list[str] = []
+    key: list[str] = []
+    status: list[Status] = []
+    client: list[str] = []
+    agent: list[str] = []
+    tool: list[str] = []
+    endpoint: list[str] = []
+    min_latency_ms: float | None = Field(None, ge=0, allow_inf_nan=False)
+    min_tokens: int | None = Field(None, ge=0, lt=2**63)
+    limit: int = Field(100, ge=1, le=1000)
+    cursor: str | None = Field(None, max_length=1000)
+
+    def filters(self) -> Filters:
+        """What they mean; GatewayError 422 if the window ends before it starts."""
+        start, end = self.start, self.end
+        if end is None:
+            end = now_ms() + 1
+        if start is None:
+            start = max(0, end - PERIODS[self.period])
+        if start > end:
+            raise _bad("start", "is after the end")
+        values = {name: tuple(value) for name, value in self if isinstance(value, list)}
+        return Filters(
+            start=start,
+            end=end,
+            min_latency_ms=self.min_latency_ms,
+            min_tokens=self.min_tokens,
+            **values,
+        )
+
+
+class SeriesParameters(Parameters):
+    """What to draw, and in what steps."""
+
+    metric: Literal[
+        "requests",
+        "errors",
+        "latency_ms",
+        "ttft_ms",
+        "tokens_per_second",
+        "input_tokens",
+        "output_tokens",
+        "cost_usd",
+    ] = "requests"
+    bucket: Literal["minute", "hour", "day"] = "hour"
+
+
+Asked = Annotated[Parameters, Query()]
+
+
+def stats_router(
+    store: Store,
+    recorder: Callable[[], Record],
+    key_states: Callable[[], list[Record]],
+) -> APIRouter:
+    """Every ``/stats`` path.
+
+    ``recorder`` tells what the batch writer did: recorded, queued, dropped, last_error.
+    ``key_states`` lists the keys as they are now: provider, name, quota_group, state, reason,
+    until (UTC milliseconds), in_flight, and models with model, state, reason and until.
+    """
+    stats = _Stats(store, recorder, key_states)
+    router = APIRouter()
+    routes: dict[str, Callable[..., Any]] = {
+        "": stats.summary,
+        "/summary": stats.summary,
+        "/calls": stats.calls,
+        "/calls/{request_id}": stats.call,
+        "/keys": stats.keys,
+        "/timeseries": stats.timeseries,
+        "/database": stats.database,
+    }
+    routes |= {f"/{name}": stats.grouped(name) for name in groups.GROUPS}
+    routes |= {f"/{name}": stats.listed(name) for name in state.TABLES}
+    for path, endpoint in routes.items():
+        router.add_api_route(f"/stats{path}", endpoint, methods=["GET"], response_model=None)
+    return router
+
+
+class _Stats:
+    def __init__(
+        self,
+        store: Store,
+        recorder: Callable[[], Record],
+        key_states: Callable[[], list[Record]],
+    ) -> None:
+        self._store = store
+        self._recorder = recorder
+        self._key_states = key_states
+
+    async def summary(self, asked: Asked) -> Response:
+        filters = asked.filters()
+        async with self._reader() as connection:
+            measures = await groups.whole(connection, filters)
+        window = {"start": rfc3339(filters.start), "end": rfc3339(filters.end)}
+        return _json({"window": window, **measures, "recorder": self._recorder()})
+
+    async def calls(self, asked: Asked) -> Response:
+        async with self._reader() as connection:
+            return _list(*await calls.page(connection, asked.filters(), asked.limit, asked.cursor))
+
+    async def call(self, request_id: str) -> Response:
+        async with self._reader() as connection:
+            attempts = await calls.request(connection, request_id)
+        if not attempts:
+            raise GatewayError(
+                404,
+                f"No call with the request id {request_id[:100]!r} is known",
+                ErrorReason.NOT_FOUND,
+                param="request_id",
+            )
+        return _json({"request_id": request_id, "data": attempts, "next_cursor": None})
+
+    def grouped(self, name: str) -> Callable[..., Any]:
+        async def endpoint(asked: Asked) -> Response:
+            async with self._reader() as connection:
+                found = await groups.grouped(connection, name, asked.filters())
+            return _slice(found, asked)
+
+        return endpoint
+
+    def listed(self, name: str) -> Callable[..., Any]:
+        async def endpoint(asked: Asked) -> Response:
+            async with self._reader() as connection:
+                return _list(
+                    *await state.page(connection, name, asked.filters(), asked.limit, asked.cursor)
+                )
+
+        return endpoint
+
+    async def keys(self, asked: Asked) -> Response:
+        async with self._reader() as connection:
+            used = await groups.by_key(connection, asked.filters())
+        shown = [
+            _key_state(key) | used.get((key["provider"], key["name"]), groups.NOTHING)
+            for key in self._key_states()
+            if key["provider"] in (asked.provider or [key["provider"]])
+            and key["name"] in (asked.key or [key["name"]])
+        ]
+        return _slice(shown, asked)
+
+    async def timeseries(self, asked: Annotated[SeriesParameters, Query()]) -> Response:
+        async with self._reader() as connection:
+            try:
+                points = await series.series(
+                    connection, asked.filters(), asked.metric, asked.bucket
+                )
+            except series.TooManyPoints:
+                most = f"makes more than {series.MOST_POINTS} points of this window"
+                raise _bad("bucket", most) from None
+        data = [point | {"timestamp": rfc3339(point["timestamp"])} for point in points]
+        return _json(
+            {"metric": asked.metric, "bucket": asked.bucket, "data": data, "next_cursor": None}
+        )
+
+    async def database(self) -> Response:
+        async with self._reader() as connection:
+            found = await sizes.sizes(connection)
+        written = self._recorder()
+        return _json(
+            {
+                "location": self._store.location,
+                **found,
+                "queue_depth": written.get("queued"),
+                "refused": self._store.refused,
+                "recorder": written,
+            }
+        )
+
+    @asynccontextmanager
+    async def _reader(self) -> AsyncIterator[Reader]:
+        try:
+            async with self._store.reader() as connection:
+                yield connection
+        except BadCursor:
+            raise _bad("cursor", "is not one that this list gave") from None
+        except StoreError as error:
+            raise GatewayError(503, str(error), ErrorReason.INTERNAL) from error
+
+
+def _key_state(key: Record) -> Record:
+    models = [model | {"until": rfc3339(model.get("until"))} for model in key["models"]]
+    return key | {"until": rfc3339(key["until"]), "models": models}
+
+
+def _slice(rows: Sequence[Record], asked: Parameters) -> Response:
+    """A page of a list that is computed whole; its cursor is a place in it."""
+    cursor = asked.cursor or "0"
+    if not (cursor.isascii() and cursor.isdigit()):
+        raise _bad("cursor", "is not one that this list gave")
+    end = int(cursor) + asked.limit
+    return _list(rows[int(cursor) : end], str(end) if end < len(rows) else None)
+
+
+def _list(rows: Sequence[Record], cursor: str | None) -> Response:
+    return _json({"data": rows, "next_cursor": cursor})
+
+
+def _json(content: Record) -> Response:
+    return Response(msgspec.json.encode(content), media_type="application/json")
+
+
+def _bad(name: str, what: str) -> GatewayError:
+    return GatewayError(422, f"{name}: {what}", ErrorReason.INVALID_REQUEST, param=name)

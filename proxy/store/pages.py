@@ -1,0 +1,85 @@
+"""Lists, page by page. A cursor names the last row seen, so that new rows change no later page."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from sqlalchemy import ColumnElement, Table, literal, select, tuple_
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from proxy.clock import rfc3339
+from proxy.store.tables import Instant
+
+Row = dict[str, Any]
+
+
+class BadCursor(Exception):
+    """The cursor was not made by this list."""
+
+
+async def newest(
+    connection: AsyncConnection,
+    table: Table,
+    key: Sequence[str],
+    conditions: Sequence[ColumnElement[bool]],
+    limit: int,
+    cursor: str | None,
+) -> tuple[list[Row], str | None]:
+    """Up to ``limit`` rows, highest key first, and the cursor of the next page (None: no more).
+
+    ``key`` are columns that together are unique. Raises BadCursor.
+    """
+    columns = [table.c[name] for name in key]
+    query = select(table).where(*conditions)
+    if cursor is not None:
+        last = zip(columns, decode(cursor, columns), strict=True)
+        query = query.where(tuple_(*columns) < tuple_(*(literal(v, c.type) for c, v in last)))
+    query = query.order_by(*(column.desc() for column in columns)).limit(limit + 1)
+    rows = [dict(row) for row in (await connection.execute(query)).mappings()]
+    if len(rows) <= limit:
+        return rows, None
+    return rows[:limit], encode([rows[limit - 1][name] for name in key])
+
+
+def shown(table: Table, row: Row) -> Row:
+    """A row as JSON shows it: instants in RFC 3339, ``metadata`` as an object."""
+    values = dict(row)
+    for column in table.c:
+        if isinstance(column.type, Instant):
+            values[column.name] = rfc3339(values[column.name])
+    if values.get("metadata") is not None:
+        values["metadata"] = _parsed(values["metadata"])
+    return values
+
+
+def encode(values: Sequence[Any]) -> str:
+    """A cursor: text without meaning for its reader."""
+    return base64.urlsafe_b64encode(msgspec.json.encode(values)).decode().rstrip("=")
+
+
+def decode(cursor: str, columns: Sequence[ColumnElement[Any]]) -> list[Any]:
+    """The values of a cursor, one for each column; BadCursor if it does not hold them."""
+    try:
+        padded = cursor + "=" * (-len(cursor) % 4)
+        values = msgspec.json.decode(base64.urlsafe_b64decode(padded))
+    except (binascii.Error, ValueError):
+        raise BadCursor from None
+    if not isinstance(values, list) or len(values) != len(columns):
+        raise BadCursor
+    for value, column in zip(values, columns, strict=True):
+        if type(value) is not column.type.python_type or (
+            isinstance(value, int) and abs(value) >= 2**53
+        ):
+            raise BadCursor
+    return values
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        return text

@@ -1,0 +1,47 @@
+"""How much the database holds: rows and bytes by table, and since when."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import func, select, text
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from proxy.clock import rfc3339
+from proxy.store.tables import api_calls, metadata
+
+_SQLITE_TABLES = text(
+    "SELECT s.tbl_name, sum(d.pgsize) FROM dbstat AS d JOIN sqlite_schema AS s ON s.name = d.name"
+    " WHERE d.aggregate GROUP BY s.tbl_name"
+)
+_SQLITE_WHOLE = text("SELECT page_count * page_size FROM pragma_page_count, pragma_page_size")
+_POSTGRESQL_TABLES = text(
+    "SELECT relname, pg_total_relation_size(oid) FROM pg_class"
+    " WHERE relkind = 'r' AND relnamespace = current_schema()::regnamespace"
+)
+_POSTGRESQL_WHOLE = text("SELECT pg_database_size(current_database())")
+
+
+async def sizes(connection: AsyncConnection) -> dict[str, Any]:
+    """``bytes`` of the database, ``oldest`` call, and ``tables`` with ``name, rows, bytes``.
+
+    The bytes of a table (its indexes included) are None where SQLite was built without dbstat.
+    """
+    sqlite = connection.dialect.name == "sqlite"
+    whole = await connection.scalar(_SQLITE_WHOLE if sqlite else _POSTGRESQL_WHOLE)
+    by_table = await _bytes(connection, sqlite)
+    tables = []
+    for table in metadata.sorted_tables:
+        rows = await connection.scalar(select(func.count()).select_from(table))
+        tables.append({"name": table.name, "rows": rows, "bytes": by_table.get(table.name)})
+    oldest = await connection.scalar(select(func.min(api_calls.c.timestamp)))
+    return {"bytes": whole, "oldest": rfc3339(oldest), "tables": tables}
+
+
+async def _bytes(connection: AsyncConnection, sqlite: bool) -> dict[str, int]:
+    try:
+        rows = await connection.execute(_SQLITE_TABLES if sqlite else _POSTGRESQL_TABLES)
+    except OperationalError:
+        return {}
+    return {name: int(size) for name, size in rows}

@@ -1,0 +1,48 @@
+"""Fixtures for everybody: an upstream, and gateways in front of it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest_asyncio
+
+from tests.gateway import Gateway, lab, running
+from tests.upstream import Upstream, upstream_server
+
+
+@pytest_asyncio.fixture
+async def upstream() -> AsyncIterator[Upstream]:
+    async with upstream_server() as server:
+        yield server
+
+
+@pytest_asyncio.fixture
+async def start(tmp_path: Path) -> AsyncIterator[Callable[..., Awaitable[Gateway]]]:
+    """Starts gateways: ``await start({"providers": ...})``, each with a folder of its own."""
+    async with AsyncExitStack() as stack:
+        number = 0
+
+        async def begin(config: dict[str, Any], transport: Any = None) -> Gateway:
+            nonlocal number
+            number += 1
+            folder = tmp_path / f"gateway-{number}"
+            folder.mkdir()
+            return await stack.enter_async_context(running(folder, config, transport))
+
+        yield begin
+
+
+@pytest_asyncio.fixture
+async def gateway(
+    upstream: Upstream, start: Callable[..., Awaitable[Gateway]]
+) -> Gateway:
+    """One provider ``lab`` with one key, in front of ``upstream``; ``lab/json`` has a price."""
+    return await start(
+        {
+            "providers": {"lab": lab(upstream.url)},
+            "prices": {"lab/json": {"input": 0.5, "output": 1.5}},
+        }
+    )

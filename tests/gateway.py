@@ -1,0 +1,137 @@
+"""A whole gateway on a real socket, and a second connection to its database."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import uvicorn
+import yaml
+
+from proxy.app import create_app
+from proxy.config import load
+from proxy.serve import bind
+from proxy.store.engine import Store
+
+SECONDS = 5.0
+"""How long a row may take to appear before a test gives up; the promise is one second."""
+
+
+class Gateway:
+    """``client`` speaks to it with the master key, if one is set. ``rows`` looks into its tables."""
+
+    def __init__(self, url: str, database: Path, app: Any, key: str | None) -> None:
+        self.url = url
+        self.database = database
+        self.app = app
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        self.client = httpx.AsyncClient(base_url=url, headers=headers, timeout=30)
+
+    async def chat(self, model: str, text: str = "hi", **more: Any) -> httpx.Response:
+        """A chat completion, read whole."""
+        headers = more.pop("headers", {})
+        body = {"model": model, "messages": [{"role": "user", "content": text}], **more}
+        return await self.client.post("/v1/chat/completions", json=body, headers=headers)
+
+    def select(self, sql: str, *values: Any) -> list[dict[str, Any]]:
+        """Rows, read on a connection that is not the gateway's."""
+        connection = sqlite3.connect(f"file:{self.database}?mode=ro", uri=True)
+        connection.row_factory = sqlite3.Row
+        try:
+            return [dict(row) for row in connection.execute(sql, values)]
+        except sqlite3.OperationalError:
+            return []
+        finally:
+            connection.close()
+
+    async def rows(
+        self, count: int = 1, sql: str = "SELECT * FROM api_calls ORDER BY id", *values: Any
+    ) -> list[dict[str, Any]]:
+        """The rows of a query, once there are at least ``count``; fails if they do not come."""
+        for _ in range(int(SECONDS / 0.02)):
+            found = self.select(sql, *values)
+            if len(found) >= count:
+                return found
+            await asyncio.sleep(0.02)
+        raise AssertionError(f"{len(self.select(sql, *values))} rows instead of {count}: {sql}")
+
+    async def row(self, sql: str = "SELECT * FROM api_calls", *values: Any) -> dict[str, Any]:
+        """The only row of a query."""
+        [row] = await self.rows(1, sql, *values)
+        return row
+
+
+async def _migrated() -> Path:
+    """An empty database of the current schema. Making one takes a second, copying it nothing."""
+    if "path" not in _template:
+        path = Path(tempfile.mkdtemp(prefix="tollkeeper-")) / "empty.db"
+        store = Store(f"sqlite+aiosqlite:///{path}")
+        await store.open()
+        await store.close()
+        _template["path"] = path
+    return _template["path"]
+
+
+_template: dict[str, Path] = {}
+
+
+@asynccontextmanager
+async def running(
+    folder: Path, config: dict[str, Any], transport: httpx.AsyncBaseTransport | None = None
+) -> AsyncIterator[Gateway]:
+    """Serve with a configuration (the YAML as a dict) until the block ends.
+
+    The database is ``folder/calls.db`` unless the configuration says otherwise.
+    """
+    database = folder / "calls.db"
+    if not database.exists():
+        shutil.copy(await _migrated(), database)
+    telemetry = {"database_url": f"sqlite+aiosqlite:///{database}", **config.get("telemetry", {})}
+    file = folder / "tollkeeper.yaml"
+    server_settings = {"port": 0, "log_level": "warning", **config.get("server", {})}
+    whole = {"providers": {}, **config, "telemetry": telemetry, "server": server_settings}
+    file.write_text(yaml.safe_dump(json.loads(json.dumps(whole))))
+    settings = load(file, {}, {})
+    app = create_app(settings, transport)
+    listener = bind("127.0.0.1", 0)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            http="httptools",
+            ws="none",
+            lifespan="on",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            timeout_graceful_shutdown=2,
+        )
+    )
+    key = settings.auth.master_key
+    async with asyncio.TaskGroup() as tasks:
+        serving = tasks.create_task(server.serve(sockets=[listener]))
+        while not server.started:
+            assert not serving.done(), "the gateway did not start"
+            await asyncio.sleep(0.005)
+        port = listener.getsockname()[1]
+        gateway = Gateway(
+            f"http://127.0.0.1:{port}", database, app, key.get_secret_value() if key else None
+        )
+        try:
+            yield gateway
+        finally:
+            await gateway.client.aclose()
+            server.should_exit = True
+
+
+def lab(url: str, *keys: str, **more: Any) -> dict[str, Any]:
+    """The block of one ``type: openai`` provider with these keys; their names are k1, k2, ..."""
+    named = [{"name": f"k{n}", "value": key} for n, key in enumerate(keys or ("sk-11111111",), 1)]
+    return {"type": "openai", "base_url": url, "keys": named, **more}

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from proxy.document import dotted
+from proxy.mistakes import nearest, tell
+from proxy.schema import Settings
+
+LAB = {"type": "openai", "base_url": "http://h"}
+
+
+def told(**sections: Any) -> list[str]:
+    with pytest.raises(ValidationError) as caught:
+        Settings(**sections)
+    return [f"{dotted(at)}: {words}" for at, words in tell(caught.value, Settings)]
+
+
+def key(**members: Any) -> dict[str, Any]:
+    return {"providers": {"groq": {"keys": [{"value": "v", **members}]}}}
+
+
+@pytest.mark.parametrize(
+    ("sections", "line"),
+    [
+        (key(weight=-1), "providers.groq.keys[0].weight: must be greater than 0 (got -1)"),
+        (key(weight="x"), "providers.groq.keys[0].weight: must be a number"),
+        (key(weight=float("inf")), "providers.groq.keys[0].weight: must be a finite number"),
+        (
+            key(weigth=1),
+            "providers.groq.keys[0].weigth: is not a setting; did you mean weight?"
+            " accepted: name, quota_group, value, weight",
+        ),
+        (key(value=1), "providers.groq.keys[0].value: must be text (put it in quotes)"),
+        (
+            key(value="two words"),
+            "providers.groq.keys[0].value: holds a blank or a character that no HTTP header"
+            " can carry",
+        ),
+        (
+            key(name="-"),
+            "providers.groq.keys[0].name: must be at most 64 letters, digits and . _ @ -,"
+            " no mark first",
+        ),
+        (
+            {"providers": {"groq": {"keys": [{"name": "a", "value": "x"}] * 2}}},
+            "providers.groq.keys: each key needs a name of its own (twice: a)",
+        ),
+        ({"providers": {"groq": {}}}, "providers.groq: type groq needs keys"),
+        (
+            {"providers": {"cloudflare": {}}},
+            "providers.cloudflare: type cloudflare needs account_id and keys",
+        ),
+        ({"providers": {"lab": {"type": "openai"}}}, "providers.lab: type openai needs base_url"),
+        (
+            {"providers": {"lab": {}}},
+            "providers.lab.type: is missing; accepted:"
+            " groq, gemini, openrouter, ollama, cloudflare, openai, demo",
+        ),
+        (
+            {"providers": {"Lab": LAB}},
+            "providers.Lab: must be named in at most 64 small letters, digits, _ and -",
+        ),
+        ({"server": {"port": 65536}}, "server.port: must be at most 65535 (got 65536)"),
+        ({"server": {"port": True}}, "server.port: must be a number"),
+        (
+            {"server": {"workers": 2}},
+            "server.workers: more than one worker comes with a later version; accepted: 1",
+        ),
+        (
+            {"server": {"log_level": "loud"}},
+            "server.log_level: must be 'debug', 'info', 'warning' or 'error'",
+        ),
+        ({"server": []}, "server: must be a mapping"),
+        (
+            {"serve": {}},
+            "serve: is not a setting; did you mean server?"
+            " accepted: auth, models, prices, providers, server, telemetry",
+        ),
+        ({"models": {"a": {"targets": []}}}, "models.a.targets: must not be empty"),
+        ({"models": {"a": {}}}, "models.a.targets: is missing"),
+        ({"models": {"a": {"targets": ["x"]}}}, "models.a.targets[0]: must be PROVIDER/MODEL"),
+        (
+            {"models": {"a": {"targets": ["lab/"]}}},
+            "models.a.targets[0]: must be PROVIDER/MODEL",
+        ),
+        (
+            {"models": {"a": {"targets": ["lab/x"], "strategy": "random"}}},
+            "models.a.strategy: must be 'fallback'",
+        ),
+        (
+            {"prices": {"lab/x": {"input": -1, "output": 0}}},
+            "prices.lab/x.input: must be at least 0 (got -1)",
+        ),
+        (
+            {"prices": {"lab/x": {"input": float("nan"), "output": 0}}},
+            "prices.lab/x.input: must be a finite number",
+        ),
+        (
+            {"prices": {"lab/x": {"input": "x", "output": 0}}},
+            "prices.lab/x.input: must be a number",
+        ),
+        (
+            {"prices": {"x": {"input": 1, "output": 1}}},
+            "prices: must be named PROVIDER/MODEL (not so: x)",
+        ),
+        (
+            {"telemetry": {"privacy_level": "full"}},
+            "telemetry.privacy_level: full comes with a later version; accepted: metadata, none",
+        ),
+        (
+            {"telemetry": {"privacy_level": "some"}},
+            "telemetry.privacy_level: must be 'metadata', 'full' or 'none'",
+        ),
+        (
+            {"telemetry": {"retention_days": -1}},
+            "telemetry.retention_days: must be at least 0 (got -1)",
+        ),
+        (
+            {"telemetry": {"database_url": "postgresql://h/d"}},
+            "telemetry.database_url: must start with sqlite+aiosqlite:// or postgresql+asyncpg://",
+        ),
+        ({"telemetry": {"enabled": "maybe"}}, "telemetry.enabled: must be true or false"),
+    ],
+)
+def test_each_mistake_is_told_in_plain_words(sections: dict[str, Any], line: str) -> None:
+    assert told(**sections) == [line]
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"auth": {"master_key": "canary canary"}},
+        {"auth": {"master_key": ["canary"]}},
+        {"auth": "canary"},
+        {"server": {"port": "canary", "log_level": "canary", "max_body": "canary"}},
+        {"providers": {"groq": "canary"}},
+        {"providers": {"groq": {"keys": "canary"}}},
+        {"providers": {"groq": {"keys": ["canary"]}}},
+        {"providers": {"groq": {"keys": [{"value": "v", "weight": "canary"}]}}},
+        {"providers": {"groq": {"keys": [{"value": "v", "name": "canary canary"}]}}},
+        {"providers": {"cloudflare": {"account_id": "canary canary", "keys": []}}},
+        {"providers": {"lab": {"type": "canary", "base_url": "http://canary@h"}}},
+        {"providers": {"lab": {**LAB, "timeouts": {"idle": "canary"}}}},
+        {"providers": {"lab": {**LAB, "include_usage": "canary"}}},
+        {"telemetry": {"database_url": "postgresql://u:canary@h/d", "enabled": "canary"}},
+        {"prices": {"a/b": {"input": "canary", "output": 1}}},
+    ],
+)
+def test_no_line_quotes_what_may_be_a_secret(sections: dict[str, Any]) -> None:
+    assert "canary" not in "\n".join(told(**sections))
+
+
+def test_the_nearest_name_is_guessed_only_where_one_is_near() -> None:
+    assert nearest("weigth", ["weight", "name"]) == "did you mean weight? accepted: name, weight"
+    assert nearest("zzz", ["weight", "name"]) == "accepted: name, weight"
