@@ -184,7 +184,7 @@ class KeySettings(_Part):
 
     name: Name = ""
     value: Secret
-    quota_group: Name = ""
+    quota_group: str = Field("", min_length=1)
     weight: Annotated[float, BeforeValidator(_number)] = Field(1.0, gt=0, allow_inf_nan=False)
 
 
