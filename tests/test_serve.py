@@ -26,9 +26,8 @@ def test_the_address_of_every_interface_is_the_one_of_this_machine() -> None:
 
 
 def test_a_port_in_use_is_found_before_anything_starts() -> None:
-    with bind("127.0.0.1", 0) as listener:
-        with pytest.raises(ConfigError, match="is in use"):
-            bind("127.0.0.1", listener.getsockname()[1])
+    with bind("127.0.0.1", 0) as listener, pytest.raises(ConfigError, match="is in use"):
+        bind("127.0.0.1", listener.getsockname()[1])
 
 
 def test_a_port_that_was_in_use_a_moment_ago_can_be_had_again() -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from proxy.errors import ErrorReason, GatewayError
+from proxy.relay.outbound import send_error
 from proxy.relay.relay import Relay
 from proxy.types import Operation
 
@@ -22,7 +24,7 @@ RELAYED = {f"/v1{operation.path}": operation for operation in Operation}
 
 
 class Calls:
-    """Hands POSTs of the table to the relay and everything else to the app.
+    """Hands the table's paths to the relay and everything else to the app.
 
     ``relay`` is there from the moment the app has started.
     """
@@ -33,9 +35,12 @@ class Calls:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] == "POST":
-            operation = RELAYED.get(scope["path"])
-            if operation is not None:
-                await self.relay.serve(operation, scope, receive, send)
-                return
-        await self._app(scope, receive, send)
+        operation = RELAYED.get(scope["path"]) if scope["type"] == "http" else None
+        if operation is None:
+            await self._app(scope, receive, send)
+        elif scope["method"] == "POST":
+            await self.relay.serve(operation, scope, receive, send)
+        else:
+            message = f"{scope['method']} is not allowed on {scope['path']}."
+            error = GatewayError(405, message, ErrorReason.INVALID_REQUEST)
+            await send_error(send, error, [(b"allow", b"POST")])

@@ -49,6 +49,7 @@ class Outbound:
     def __init__(
         self,
         response: httpx.Response,
+        fields: Headers,
         attempt: Attempt,
         lease: KeyLease,
         *,
@@ -64,13 +65,19 @@ class Outbound:
         self._held: list[bytes] = []
         self._size = 0
         self._ended = False
-        kind = response.headers.get("content-type", "")
-        encoding = response.headers.get("content-encoding")
-        if encoding == "identity":
-            encoding = None
+        self._passed: Headers = []
+        kind = b""
+        encoding: str | None = None
+        for field in fields:
+            if field[0] in PASSED:
+                self._passed.append(field)
+                if field[0] == b"content-type":
+                    kind = field[1]
+                elif field[0] == b"content-encoding" and field[1] != b"identity":
+                    encoding = field[1].decode("latin-1")
         self._rewrite = model_rewriter(alias) if alias is not None and not encoding else None
         self.tap: StreamTap | BodyTap
-        if kind.startswith("text/event-stream"):
+        if kind.startswith(b"text/event-stream"):
             self.tap = StreamTap(
                 hide_usage=hide_usage, rewrite=self._rewrite, encoding=encoding
             )
@@ -112,9 +119,7 @@ class Outbound:
         client by an error event, and left in ``attempt.fault``.
         """
         self.started = True
-        for name, value in self._response.headers.raw:
-            if name in PASSED:
-                headers.append((name, value))
+        headers += self._passed
         if self._ended and isinstance(self.tap, BodyTap):
             return await self._deliver_whole(send, headers)
         await send({"type": "http.response.start", "status": self.status, "headers": headers})

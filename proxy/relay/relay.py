@@ -187,7 +187,7 @@ class Relay:
         target: Target,
         operation: Operation,
         inbound: Inbound,
-        fields: Headers,
+        sent_by_client: Headers,
         lease: KeyLease,
         attempt: Attempt,
         deadline: float,
@@ -196,18 +196,22 @@ class Relay:
         provider = self._providers[target.provider]
         attempt.key_id, attempt.account = lease.key.name, lease.key.quota_group
         attempt.normalise = provider.dialect.usage
-        request = self._request(provider, target, operation, inbound, fields, lease, deadline)
+        request = self._request(
+            provider, target, operation, inbound, sent_by_client, lease, deadline
+        )
         response: httpx.Response | None = None
         outbound: Outbound | None = None
         kept = False
         attempt.sent = monotonic()
         try:
             response = await self._transport.handle_async_request(request)
-            _note_head(attempt, response)
+            fields = response.headers.raw
+            _note_head(attempt, response.status_code, fields)
             if not 200 <= response.status_code < 300:
                 return await _refusal(provider, response)
             outbound = Outbound(
                 response,
+                fields,
                 attempt,
                 lease,
                 hide_usage=provider.include_usage and not inbound.wants_usage,
@@ -344,11 +348,11 @@ async def _refusal(provider: Provider, response: httpx.Response) -> Fault:
     )
 
 
-def _note_head(attempt: Attempt, response: httpx.Response) -> None:
+def _note_head(attempt: Attempt, status: int, fields: Headers) -> None:
     """Keep what the head of an answer tells about the call and the limits."""
-    attempt.http_status = response.status_code
+    attempt.http_status = status
     limits = []
-    for name, value in response.headers.raw:
+    for name, value in fields:
         if name.startswith(b"x-ratelimit-"):
             limits.append((name, value))
         elif name == b"x-request-id" or (name == b"cf-ray" and not attempt.upstream_request_id):

@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import URL, Connection, event
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import AsyncAdaptedQueuePool
 
 from proxy.store import address, salvage, schema
 from proxy.store.address import StoreError
@@ -147,7 +148,9 @@ def _readers(where: URL) -> AsyncEngine:
 
 async def _in_memory() -> AsyncEngine:
     # One connection, since each has a database of its own.
-    engine = create_async_engine(_MEMORY, pool_size=1, max_overflow=0)
+    engine = create_async_engine(
+        _MEMORY, poolclass=AsyncAdaptedQueuePool, pool_size=1, max_overflow=0
+    )
     async with engine.begin() as connection:
         await connection.run_sync(metadata.create_all)
     return engine

@@ -23,7 +23,7 @@ _INFO = {
     ErrorReason.FORBIDDEN,
 }
 _WARNING = {ErrorReason.RATE_LIMIT, ErrorReason.QUOTA_EXCEEDED, ErrorReason.OVERLOADED}
-_VARIABLE = re.compile(r"\w*\d\w*")
+_VARIABLE = re.compile(r"[\w.]*\d[\w.]*")
 """Numbers and ids, in which messages of one kind differ."""
 
 

@@ -39,9 +39,7 @@ async def save_headers(
 ) -> None:
     """Upsert the limits that the newest answers of the batch tell."""
     newest: dict[tuple[str, ...], dict[str, Any]] = {}
-    for call in calls:
-        if not call.rate_headers:
-            continue
+    for call in _telling(calls):
         for limit in read(call, windows.get(call.provider, {})):
             key = tuple(limit[name] for name in _KEY)
             known = newest.get(key)
@@ -52,6 +50,26 @@ async def save_headers(
         return
     rows = [newest[key] for key in sorted(newest)]
     await connection.execute(_newest_figures(connection.dialect.name), rows)
+
+
+def _telling(calls: Iterable[CallRecord]) -> list[CallRecord]:
+    """The calls whose headers are worth reading: refusals, and the newest of each key and model.
+
+    In a busy second hundreds of answers say the same.
+    """
+    refused = []
+    newest: dict[tuple[str, str, str | None], CallRecord] = {}
+    for call in calls:
+        if not call.rate_headers:
+            continue
+        if call.error_reason in _REFUSED:
+            refused.append(call)
+            continue
+        key = (call.provider, call.model, call.key_id)
+        known = newest.get(key)
+        if known is None or known.finished_at <= call.finished_at:
+            newest[key] = call
+    return refused + list(newest.values())
 
 
 async def save_cooldowns(connection: AsyncConnection, rests: Iterable[CooldownRecord]) -> None:

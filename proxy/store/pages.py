@@ -8,13 +8,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, Table, literal, select, tuple_
+from sqlalchemy import ColumnElement, Table, Text, literal, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from proxy.clock import rfc3339
 from proxy.store.tables import Instant
 
 Row = dict[str, Any]
+
+_LARGEST = 253_402_300_799_999
+"""The last millisecond of the year 9999; no id comes near it either."""
 
 
 class BadCursor(Exception):
@@ -71,9 +74,9 @@ def decode(cursor: str, columns: Sequence[ColumnElement[Any]]) -> list[Any]:
     if not isinstance(values, list) or len(values) != len(columns):
         raise BadCursor
     for value, column in zip(values, columns, strict=True):
-        if type(value) is not column.type.python_type or (
-            isinstance(value, int) and abs(value) >= 2**53
-        ):
+        if type(value) is not (str if isinstance(column.type, Text) else int):
+            raise BadCursor
+        if isinstance(value, int) and not 0 <= value <= _LARGEST:
             raise BadCursor
     return values
 
