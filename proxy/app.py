@@ -80,6 +80,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
         openapi_url=None,
         telemetry={"auto_configure": False, "tracing": False, "metrics": False, "logs": False},
     )
+    api_errors.install(app)
     app.state.ready = False
     app.state.turned_away = 0
 
@@ -231,7 +232,7 @@ class _Gateway:
 
     def _add_routes(self) -> None:
         app = self._app
-        api_errors.install(app, self._recording.broken)
+        app.state.broken = self._recording.broken
         app.include_router(models_router(self._settings.models, self._lists.all))
         app.include_router(health_router(lambda: app.state.ready))
         app.include_router(stats_router(self._store, self._recorder, self._key_states))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import shutil
 import sqlite3
@@ -23,6 +24,33 @@ from proxy.store.engine import Store
 
 SECONDS = 5.0
 """How long a row may take to appear before a test gives up; the promise is one second."""
+
+
+class Line:
+    """A client's socket, with all that came on it in ``received``."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+        self.received = b""
+
+    async def until(self, text: bytes) -> bytes:
+        """Reads on until ``text`` has come; what came up to then."""
+        while text not in self.received:
+            data = await asyncio.wait_for(self.reader.read(65536), SECONDS)
+            assert data, f"the connection ended before {text!r}: {self.received!r}"
+            self.received += data
+        return self.received
+
+    async def rest(self) -> bytes:
+        """Reads until the other side closes; all that came."""
+        self.received += await asyncio.wait_for(self.reader.read(), SECONDS)
+        return self.received
+
+    async def hang_up(self) -> None:
+        self.writer.close()
+        with contextlib.suppress(ConnectionError):
+            await self.writer.wait_closed()
 
 
 class Gateway:
@@ -67,6 +95,35 @@ class Gateway:
         """The only row of a query."""
         [row] = await self.rows(1, sql, *values)
         return row
+
+    async def attempts(self, name: str) -> list[dict[str, Any]]:
+        """All rows of one request, once the final one is there.
+
+        ``name`` is the request's id, or the ``X-Request-Id`` that the client sent.
+        """
+        mine = "FROM api_calls WHERE (request_id = ? OR client_request_id = ?)"
+        await self.rows(1, f"SELECT id {mine} AND is_final", name, name)
+        return self.select(f"SELECT * {mine} ORDER BY attempt", name, name)
+
+    async def attempt(self, name: str) -> dict[str, Any]:
+        """The row of a request that had one attempt."""
+        [row] = await self.attempts(name)
+        return row
+
+    async def dial(
+        self, body: bytes | dict[str, Any], *fields: str, path: str = "/v1/chat/completions"
+    ) -> Line:
+        """A request on a socket of its own, for clients that misbehave. ``fields`` are header
+        lines; a Content-Length is added unless one of them is a length."""
+        payload = body if isinstance(body, bytes) else json.dumps(body).encode()
+        lines = [f"POST {path} HTTP/1.1", "host: localhost", *fields]
+        if not any(f.lower().startswith(("content-length", "transfer-enc")) for f in fields):
+            lines.append(f"content-length: {len(payload)}")
+        port = int(self.url.rsplit(":", 1)[1])
+        line = Line(*await asyncio.open_connection("127.0.0.1", port))
+        line.writer.write("\r\n".join([*lines, "", ""]).encode() + payload)
+        await line.writer.drain()
+        return line
 
 
 async def _migrated() -> Path:

@@ -182,6 +182,13 @@ class Upstream:
     open: set[Exchange] = field(default_factory=set)
     connections: int = 0
 
+    def reset(self) -> None:
+        """As it was at first, for the next test of a module that shares it."""
+        self.script = completion()
+        self.by_key.clear()
+        self.by_model.clear()
+        self.requests.clear()
+
     @property
     def calls(self) -> list[Request]:
         """The requests that were no questions for models."""
@@ -215,7 +222,7 @@ class Upstream:
 
 async def _watch(reader: asyncio.StreamReader, exchange: Exchange) -> None:
     """An end of file while an answer is due means that the gateway has hung up."""
-    while not reader.at_eof():
+    while not reader.at_eof() and reader.exception() is None:
         await asyncio.sleep(0.005)
     exchange.gone.set()
 

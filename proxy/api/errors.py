@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -13,23 +12,16 @@ from proxy.errors import ErrorReason, GatewayError
 from proxy.store.address import StoreError
 
 
-def install(
-    app: FastAPI, broken: Callable[[BaseException, str | None, str | None], None]
-) -> None:
+def install(app: FastAPI) -> None:
     """Register the handlers that turn what an endpoint raises into an answer.
 
-    ``broken`` is told of what none of them expects, with the request's id and path.
+    What none of them expects is told to ``app.state.broken``, with the request's id and path.
     """
-
-    async def unexpected(request: Request, exc: Exception) -> Response:
-        broken(exc, request.scope.get("request_id"), request.url.path)
-        return answer(GatewayError(500, "The gateway made a mistake.", ErrorReason.INTERNAL))
-
-    app.add_exception_handler(Exception, unexpected)
-    app.add_exception_handler(StoreError, _no_database)
     app.add_exception_handler(GatewayError, _own)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(StoreError, _no_database)
+    app.add_exception_handler(Exception, _unexpected)
 
 
 def answer(error: GatewayError, headers: Any = None) -> Response:
@@ -38,6 +30,11 @@ def answer(error: GatewayError, headers: Any = None) -> Response:
     return Response(
         error.body(), error.status, {**(headers or {}), **fields}, media_type="application/json"
     )
+
+
+async def _unexpected(request: Request, exc: Exception) -> Response:
+    request.app.state.broken(exc, request.scope.get("request_id"), request.url.path)
+    return answer(GatewayError(500, "The gateway made a mistake.", ErrorReason.INTERNAL))
 
 
 async def _no_database(_: Request, exc: Exception) -> Response:

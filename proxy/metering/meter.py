@@ -89,7 +89,7 @@ class Attempt:
 
 
 class Meter:
-    """Counts for one request. ``close`` writes the final row, once."""
+    """Counts for one request. ``last`` is its newest attempt; ``close`` writes the final row."""
 
     def __init__(
         self,
@@ -110,16 +110,16 @@ class Meter:
         self._client_id = client_id
         self._attribution = attribution
         self._timestamp = now_ms()
-        self._last: Attempt | None = None
+        self.last: Attempt | None = None
         self._closed = False
 
     def attempt(self, target: Target, asked_at: float) -> Attempt:
         """Begin another attempt. The one before, which failed, is written as not final."""
-        if self._last is not None:
-            self._write(self._last, final=False, status=None, client_status=None, ended=asked_at)
+        if self.last is not None:
+            self._write(self.last, final=False, status=None, client_status=None, ended=asked_at)
         self.attempts += 1
-        self._last = Attempt(self.attempts, target, asked_at, leased=monotonic())
-        return self._last
+        self.last = Attempt(self.attempts, target, asked_at, leased=monotonic())
+        return self.last
 
     def close(
         self,
@@ -134,7 +134,7 @@ class Meter:
             return
         self._closed = True
         now = monotonic()
-        attempt = self._last
+        attempt = self.last
         if attempt is None:
             self._reject(client_status, reason, message, now)
             return
@@ -144,8 +144,8 @@ class Meter:
 
     def refuse(self, error: GatewayError) -> None:
         """The request ends with an answer of our own: after failed attempts, or before any."""
-        status = "rejected" if self._last is None else None
-        self.close(status, error.status, reason=None if self._last else error.reason,
+        status = "rejected" if self.last is None else None
+        self.close(status, error.status, reason=None if self.last else error.reason,
                    message=error.message)
 
     def _reject(

@@ -107,14 +107,12 @@ class Relay:
             watch.begin(self._start)
             plan = await self._plan(inbound.model)
             outbound = await self._try_all(plan, operation, inbound, fields, meter)
-            await self._deliver(outbound, meter, send, request_id)
+            del body, inbound  # a stream may last for minutes, and its prompt be long
+            await self._deliver(outbound, meter, send)
         except GatewayError as error:
             meter.refuse(error)
             error.message = self._books.redact(error.message)  # it may quote the provider
-            headers = [(b"x-request-id", request_id.encode())]
-            if meter.attempts:
-                headers.append((b"x-tollkeeper-attempts", b"%d" % meter.attempts))
-            await send_error(send, error, headers)
+            await send_error(send, error, _answer_headers(meter))
         except ClientGone:
             meter.close(None, 499, reason=ErrorReason.CLIENT_CLOSED, message=_LEFT)
         except asyncio.CancelledError:
@@ -127,7 +125,7 @@ class Relay:
             meter.close("error", 500, reason=ErrorReason.INTERNAL, message=type(exc).__name__)
             if outbound is None or not outbound.started:
                 mistake = GatewayError(500, "The gateway made a mistake.", ErrorReason.INTERNAL)
-                await send_error(send, mistake, [(b"x-request-id", request_id.encode())])
+                await send_error(send, mistake, _answer_headers(meter))
         finally:
             watch.end()
             if outbound is not None:
@@ -194,7 +192,8 @@ class Relay:
     ) -> Outbound | Fault:
         """Send the request once. What it holds is let go of here, or goes on with the Outbound."""
         provider = self._providers[target.provider]
-        attempt.key_id, attempt.account = lease.key.name, lease.key.quota_group
+        if lease.key.secret is not None:
+            attempt.key_id, attempt.account = lease.key.name, lease.key.quota_group
         attempt.normalise = provider.dialect.usage
         request = self._request(
             provider, target, operation, inbound, sent_by_client, lease, deadline
@@ -233,11 +232,9 @@ class Relay:
                     await response.aclose()
                 lease.release()
 
-    async def _deliver(
-        self, outbound: Outbound, meter: Meter, send: Send, request_id: str
-    ) -> None:
+    async def _deliver(self, outbound: Outbound, meter: Meter, send: Send) -> None:
         attempt, lease = outbound.attempt, outbound.lease
-        whole = await outbound.deliver(send, _answer_headers(attempt, meter, request_id))
+        whole = await outbound.deliver(send, _answer_headers(meter))
         error = outbound.tap.error
         if error is not None:
             provider = self._providers[attempt.target.provider]
@@ -360,18 +357,22 @@ def _note_head(attempt: Attempt, status: int, fields: Headers) -> None:
     attempt.rate_headers = tuple(limits)
 
 
-def _answer_headers(attempt: Attempt, meter: Meter, request_id: str) -> Headers:
-    now = monotonic()
-    upstream = ((attempt.ended or now) - attempt.sent) * 1000
+def _answer_headers(meter: Meter) -> Headers:
+    """What every answer tells: its id, and which attempt at which target it comes from, if any."""
+    headers = [(b"x-request-id", meter.request_id.encode())]
+    attempt = meter.last
+    if attempt is None:
+        return headers
+    upstream = ((attempt.ended or monotonic()) - attempt.sent) * 1000
     gateway = (attempt.sent - meter.admitted) * 1000
-    headers = [
-        (b"x-request-id", request_id.encode()),
+    headers += [
         (b"x-tollkeeper-provider", attempt.target.provider.encode()),
         (b"x-tollkeeper-model", _ascii(attempt.target.model)),
-        (b"x-tollkeeper-key", _ascii(attempt.key_id or "")),
         (b"x-tollkeeper-attempts", b"%d" % attempt.number),
         (b"server-timing", b"gateway;dur=%.2f, upstream;dur=%.2f" % (gateway, upstream)),
     ]
+    if attempt.key_id:
+        headers.append((b"x-tollkeeper-key", _ascii(attempt.key_id)))
     if attempt.upstream_request_id:
         headers.append((b"x-tollkeeper-upstream-request-id", _ascii(attempt.upstream_request_id)))
     return headers

@@ -30,7 +30,10 @@ Place = tuple[Literal["group", "key"], str, str]
 
 
 class Key(msgspec.Struct):
-    """One credential. Keys of one ``quota_group`` share what the provider lets them use."""
+    """One credential. Keys of one ``quota_group`` share what the provider lets them use.
+
+    A key without a secret stands for a provider that asks for none.
+    """
 
     name: str
     secret: str | None
@@ -160,8 +163,8 @@ class KeyPool:
         worst = max(rests, key=lambda rest: (_WORST.index(rest.state), rest.until), default=None)
         return {
             "provider": self.provider,
-            "name": key.name,
-            "quota_group": key.quota_group,
+            "name": key.name if key.secret is not None else None,
+            "quota_group": key.quota_group if key.secret is not None else None,
             "state": worst.state if worst is not None else "healthy",
             "reason": str(worst.reason) if worst is not None else None,
             "until": at + round((worst.until - now) * 1000) if worst is not None else None,

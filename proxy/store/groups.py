@@ -45,5 +45,5 @@ async def grouped(connection: AsyncConnection, name: str, filters: Filters) -> l
 
 async def by_key(connection: AsyncConnection, filters: Filters) -> dict[tuple[str, str], Values]:
     """The measures of each key, by provider and the key's name."""
-    used = await measure(connection, filters, (_c.provider, _c.key_id), (_c.key_id.is_not(None),))
+    used = await measure(connection, filters, (_c.provider, _c.key_id), (_c.provider != "",))
     return {(row.pop("provider"), row.pop("key_id")): row for row in used}

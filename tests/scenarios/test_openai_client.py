@@ -204,12 +204,12 @@ async def test_a_streamed_tool_call_is_put_together(bench: Bench) -> None:
         ]
     )
     async with bench.client.chat.completions.stream(
-        model="lab/json", messages=ASK, tools=[WEATHER]
+        model="lab/tooled", messages=ASK, tools=[WEATHER]
     ) as events:
         final = await events.get_final_completion()
     [made] = final.choices[0].message.tool_calls or []
     assert (made.function.name, made.function.arguments) == ("weather", '{"city":"Oslo"}')
-    row = (await bench.gateway.rows(1, "SELECT * FROM api_calls ORDER BY id DESC"))[0]
+    row = await bench.gateway.row("SELECT * FROM api_calls WHERE model = 'tooled'")
     assert (row["finish_reason"], row["output_tokens"]) == ("tool_calls", 6)
     assert row["time_to_first_token_ms"] is not None
 
@@ -371,17 +371,13 @@ async def test_a_rate_limit_says_when_to_come_back(bench: Bench) -> None:
 
 
 async def test_a_client_that_retries_waits_as_told_and_gets_through(bench: Bench) -> None:
-    bench.upstream.script = error(429, "Slow down", "rate_limit_exceeded", retry_after="1")
-
-    async def relent() -> None:
-        while not bench.upstream.calls:
-            await asyncio.sleep(0.01)
+    async def refuse_once(exchange: Exchange) -> None:
         bench.upstream.script = completion("at last")
+        await error(429, "Slow down", "rate_limit_exceeded", retry_after="1")(exchange)
 
+    bench.upstream.script = refuse_once
     async with bench.connect(max_retries=2) as patient:
-        answer, _ = await asyncio.gather(
-            patient.chat.completions.create(model="lab/patience", messages=ASK), relent()
-        )
+        answer = await patient.chat.completions.create(model="lab/patience", messages=ASK)
     assert answer.choices[0].message.content == "at last"
     assert len(bench.upstream.calls) == 2
 
@@ -406,11 +402,9 @@ async def test_an_upstream_that_says_nothing_is_a_504(bench: Bench) -> None:
 async def test_a_truncated_stream_raises(bench: Bench, ends: str) -> None:
     bench.upstream.script = stream([event({"content": "half a"})], ends=ends)
     answer = await bench.client.chat.completions.create(model="lab/json", messages=ASK, stream=True)
-    got: list[str | None] = []
+    assert (await anext(answer)).choices[0].delta.content == "half a"
     with pytest.raises(openai.APIError) as raised:
-        async for chunk in answer:
-            got.append(chunk.choices[0].delta.content)
-    assert got == ["half a"]
+        await anext(answer)
     assert raised.value.code == "stream_truncated"
     row = await bench.row(answer.response.headers["x-request-id"])
     assert (row["status"], row["error_reason"]) == ("error", "truncated")
@@ -431,11 +425,12 @@ async def test_a_stream_that_stalls_raises(bench: Bench) -> None:
 async def test_an_error_inside_a_stream_raises(bench: Bench) -> None:
     broken = {"error": {"message": "The engine caught fire", "type": "server_error"}}
     bench.upstream.script = stream(
-        [event({"content": "half a"}), b"data: " + json.dumps(broken).encode() + b"\n\n"]
+        [event({"content": "half a"}), 0.1, b"data: " + json.dumps(broken).encode() + b"\n\n"]
     )
     answer = await bench.client.chat.completions.create(model="lab/json", messages=ASK, stream=True)
+    await anext(answer)
     with pytest.raises(openai.APIError, match="caught fire"):
-        _ = [chunk async for chunk in answer]
+        await anext(answer)
     row = await bench.row(answer.response.headers["x-request-id"])
     assert (row["status"], row["error_reason"]) == ("error", "stream_error")
 

@@ -1,0 +1,359 @@
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from proxy.api import errors, stats
+from proxy.clock import now_ms, rfc3339
+from proxy.store.address import parse
+from proxy.store.engine import Store
+from proxy.store.migrate import migrate
+from proxy.types import GpuSample, HostSample
+from tests.store.rows import call, failed
+
+HOUR = 3_600_000
+DAY = 24 * HOUR
+NOON = 1_735_732_800_000  # 2025-01-01T12:00:00Z
+PATHS = (
+    "",
+    "/summary",
+    "/calls",
+    "/providers",
+    "/models",
+    "/endpoints",
+    "/errors",
+    "/keys",
+    "/timeseries",
+    "/rate-limits",
+    "/health",
+    "/tps",
+    "/system",
+    "/costs/daily",
+    "/database",
+)
+RECORDER = {"recorded": 3, "queued": 1, "dropped": 0, "last_error": None}
+KEYS = [
+    {
+        "provider": "groq",
+        "name": "org-a",
+        "quota_group": "org-a",
+        "state": "cooling",
+        "reason": "rate_limit",
+        "until": NOON,
+        "in_flight": 2,
+        "models": [{"model": "llama", "state": "cooling", "reason": "rate_limit", "until": NOON}],
+    },
+    {
+        "provider": "gemini",
+        "name": "unused",
+        "quota_group": None,
+        "state": "healthy",
+        "reason": None,
+        "until": None,
+        "in_flight": 0,
+        "models": [],
+    },
+]
+
+Get = Callable[..., Any]
+
+
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("migrated") / "empty.db"
+    asyncio.run(migrate(parse(f"sqlite+aiosqlite:///{path}")))
+    return path
+
+
+@pytest.fixture
+async def store(migrated: Path, tmp_path: Path) -> AsyncIterator[Store]:
+    store = Store(f"sqlite+aiosqlite:///{shutil.copy(migrated, tmp_path / 't.db')}")
+    await store.open()
+    yield store
+    await store.close()
+
+
+def client_of(store: Store) -> httpx.AsyncClient:
+    app = FastAPI()
+    errors.install(app)
+    app.include_router(stats.stats_router(store, lambda: RECORDER, lambda: KEYS))
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway")
+
+
+@pytest.fixture
+async def get(store: Store) -> AsyncIterator[Get]:
+    async with client_of(store) as client:
+
+        async def ask(path: str, status: int = 200, **params: Any) -> Any:
+            answer = await client.get(f"/stats{path}", params=params)
+            assert answer.status_code == status, answer.text
+            return answer.json()
+
+        yield ask
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_an_empty_database_answers(get: Get, path: str) -> None:
+    body = await get(path)
+    if path in ("", "/summary"):
+        assert body["totals"]["requests"] == 0
+        assert body["totals"]["success_rate"] is None
+        assert body["latency_ms"] == {"avg": None, "p50": None, "p95": None, "p99": None}
+    elif path != "/database":
+        assert body["next_cursor"] is None
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_a_store_that_keeps_nothing_answers(path: str) -> None:
+    store = Store(None)
+    await store.open()
+    async with client_of(store) as client:
+        assert (await client.get(f"/stats{path}")).status_code == 200
+    await store.close()
+
+
+async def test_a_database_that_is_not_there_is_a_503(tmp_path: Path) -> None:
+    store = Store(f"sqlite+aiosqlite:///{tmp_path}/missing/t.db")
+    async with client_of(store) as client:
+        answer = await client.get("/stats")
+    assert answer.status_code == 503
+    assert answer.json()["error"]["message"] == "the database is not open"
+
+
+async def test_the_summary_is_what_a_pencil_says(store: Store, get: Get) -> None:
+    now = now_ms()
+    latencies = [100.0, 200.0, 300.0, 400.0, 1000.0]
+    await store.write(
+        [call(timestamp=now - 60_000, total_duration_ms=value) for value in latencies]
+        + [failed(timestamp=now - 60_000, total_duration_ms=None)]
+        + [call(timestamp=now - 25 * HOUR)]
+    )
+    body = await get("/summary")
+    assert list(body) == [
+        *("window", "totals", "latency_ms", "ttft_ms", "tokens_per_second", "recorder")
+    ]
+    assert body["totals"] == {
+        "requests": 6,
+        "attempts": 6,
+        "success": 5,
+        "errors": 1,
+        "cancelled": 0,
+        "rejected": 0,
+        "success_rate": pytest.approx(5 / 6),
+        "failovers": 0,
+        "input_tokens": 5000,
+        "output_tokens": 2500,
+        "total_tokens": 7500,
+        "cost_usd": 0.004925,
+        "unpriced": 0,
+    }
+    assert body["latency_ms"] == {
+        "avg": 400.0,
+        "p50": 300.0,
+        "p95": pytest.approx(880.0),
+        "p99": pytest.approx(976.0),
+    }
+    assert body["recorder"] == RECORDER
+    assert (await get("/summary", period="7d"))["totals"]["requests"] == 7
+    assert await get("", end=now) == await get("/summary", end=now)
+
+
+async def test_the_edge_of_a_period_is_sharp(store: Store, get: Get) -> None:
+    now = now_ms()
+    await store.write([call(timestamp=now - 7 * DAY + 5000), call(timestamp=now - 7 * DAY - 5000)])
+    assert (await get("", period="7d"))["totals"]["requests"] == 1
+
+
+@pytest.mark.parametrize(
+    ("start", "end"),
+    [
+        ("2025-01-01T12:00:00Z", "2025-01-01T12:00:01Z"),
+        ("2025-01-01T14:00:00+02:00", "2025-01-01T12:00:00.001Z"),
+        (str(NOON // 1000), str(NOON / 1000 + 0.5)),
+        ("2025-01-01", "2025-01-02"),
+    ],
+)
+async def test_a_window_is_given_in_several_forms(
+    store: Store, get: Get, start: str, end: str
+) -> None:
+    await store.write([call(timestamp=NOON), call(timestamp=NOON + 2 * DAY)])
+    body = await get("", start=start, end=end)
+    assert body["totals"]["requests"] == 1
+    assert body["window"]["start"].startswith("2025-01-01T")
+    assert body["window"]["start"].endswith("Z")
+
+
+async def test_a_period_may_end_anywhere(store: Store, get: Get) -> None:
+    await store.write([call(timestamp=NOON)])
+    body = await get("", period="1h", end="2025-01-01T12:30:00Z")
+    assert body["window"]["start"] == "2025-01-01T11:30:00.000Z"
+    assert body["totals"]["requests"] == 1
+
+
+async def test_filters_repeat_and_combine(store: Store, get: Get) -> None:
+    await store.write([call(), call(provider="gemini"), call(provider="lab"), failed()])
+    two = await get("/calls", provider=["groq", "gemini"], status="success")
+    assert sorted(row["provider"] for row in two["data"]) == ["gemini", "groq"]
+    assert (await get("", min_tokens=2000))["totals"]["requests"] == 0
+
+
+async def test_calls_have_pages(store: Store, get: Get) -> None:
+    await store.write([call(request_id=f"r{n}") for n in range(5)])
+    seen, cursor = [], None
+    for _ in range(3):
+        page = await get("/calls", limit=2, **({"cursor": cursor} if cursor else {}))
+        seen += [row["request_id"] for row in page["data"]]
+        cursor = page["next_cursor"]
+    assert sorted(seen) == ["r0", "r1", "r2", "r3", "r4"]
+    assert cursor is None
+
+
+async def test_a_call_is_shown_under_its_columns(store: Store, get: Get) -> None:
+    await store.write([call(timestamp=now_ms(), metadata='{"a": 1}')])
+    ((row,),) = [(await get("/calls"))["data"]]
+    assert row["metadata"] == {"a": 1}
+    assert (row["is_final"], row["is_stream"], row["success"]) == (True, True, True)
+    assert row["cost_estimate_usd"] == 0.000985
+    assert row["timestamp"].endswith("Z")
+    assert row["error_reason"] is None
+
+
+async def test_one_request_is_shown_with_its_attempts(store: Store, get: Get) -> None:
+    await store.write([failed(request_id="r", is_final=False), call(request_id="r", attempt=2)])
+    body = await get("/calls/r")
+    assert body["request_id"] == "r"
+    assert [row["status"] for row in body["data"]] == ["error", "success"]
+    missing = await get("/calls/other", status=404)
+    assert missing["error"]["param"] == "request_id"
+
+
+async def test_groups_have_the_same_measures(store: Store, get: Get) -> None:
+    await store.write([call(), call(), call(provider="gemini", model="flash"), failed("timeout")])
+    totals = (await get(""))["totals"]
+    for path in ("/providers", "/models", "/endpoints"):
+        groups = (await get(path))["data"]
+        assert sum(group["attempts"] for group in groups) == 4
+        assert sum(group["cost_usd"] for group in groups) == pytest.approx(totals["cost_usd"])
+        assert groups[0]["ttft_ms"]["p95"] == 200.0
+    (late,) = (await get("/errors"))["data"]
+    assert (late["provider"], late["error_reason"], late["errors"]) == ("groq", "timeout", 1)
+    first = await get("/models", limit=1)
+    second = await get("/models", limit=1, cursor=first["next_cursor"])
+    models = [page["data"][0]["model"] for page in (first, second)]
+    assert (models, second["next_cursor"]) == (["llama", "flash"], None)
+
+
+async def test_keys_join_their_state_and_their_use(store: Store, get: Get) -> None:
+    await store.write([call(), call(), call(key_id="gone")])
+    used, unused = (await get("/keys"))["data"]
+    assert (used["state"], used["until"]) == ("cooling", "2025-01-01T12:00:00.000Z")
+    assert used["models"][0]["until"] == "2025-01-01T12:00:00.000Z"
+    assert (used["in_flight"], used["requests"]) == (2, 2)
+    assert used["cost_usd"] == 0.00197
+    assert (unused["state"], unused["until"], unused["requests"]) == ("healthy", None, 0)
+    assert unused["latency_ms"]["p50"] is None
+    (only,) = (await get("/keys", provider="gemini"))["data"]
+    assert only["name"] == "unused"
+    assert (await get("/keys", key="org-a"))["data"] == [used]
+
+
+@pytest.mark.parametrize(
+    ("metric", "value"),
+    [
+        ("requests", 1),
+        ("errors", 0),
+        ("latency_ms", 1000.25),
+        ("ttft_ms", 200.0),
+        ("tokens_per_second", 100.0),
+        ("input_tokens", 1000),
+        ("output_tokens", 500),
+        ("cost_usd", 0.000985),
+    ],
+)
+async def test_a_series_has_every_bucket(store: Store, get: Get, metric: str, value: float) -> None:
+    await store.write([call(timestamp=NOON + 90_000)])
+    window = {"start": "2025-01-01T12:00:00Z", "end": "2025-01-01T12:05:00Z"}
+    body = await get("/timeseries", metric=metric, bucket="minute", **window)
+    assert [point["timestamp"] for point in body["data"]] == [
+        rfc3339(NOON + minute * 60_000) for minute in range(5)
+    ]
+    assert body["data"][1]["value"] == value
+    assert body["data"][2]["value"] in (0, None)
+
+
+async def test_the_machine_is_shown_with_its_gpus(store: Store, get: Get) -> None:
+    await store.write([HostSample(now_ms(), 1, cpu_percent=5.0, gpus=(GpuSample(0, name="fake"),))])
+    (sample,) = (await get("/system"))["data"]
+    assert (sample["cpu_percent"], sample["gpus"][0]["name"]) == (5.0, "fake")
+
+
+async def test_days_are_listed_newest_first_and_both_ends_count(store: Store, get: Get) -> None:
+    await store.write([call(timestamp=NOON + day * DAY, agent_name="a") for day in range(4)])
+    window = {"start": "2025-01-02", "end": "2025-01-03T10:00:00Z"}
+    days = (await get("/costs/daily", agent="a", **window))["data"]
+    assert [day["date"] for day in days] == ["2025-01-03", "2025-01-02"]
+    assert days[0]["total_cost_usd"] == 0.000985
+
+
+async def test_the_database_counts_itself(store: Store, get: Get) -> None:
+    await store.write([call(timestamp=NOON)])
+    body = await get("/database")
+    rows = {table["name"]: table["rows"] for table in body["tables"]}
+    assert (rows["api_calls"], rows["daily_costs"], rows["errors"]) == (1, 1, 0)
+    assert body["oldest"] == "2025-01-01T12:00:00.000Z"
+    assert (body["queue_depth"], body["refused"], body["recorder"]) == (1, 0, RECORDER)
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "value"),
+    [
+        ("", "period", "2h"),
+        ("", "start", "yesterday"),
+        ("", "start", "nan"),
+        ("", "end", "2025-13-01"),
+        ("", "end", "-5"),
+        ("", "start", "2999-01-01"),
+        ("", "perod", "1h"),
+        ("/calls", "limit", "0"),
+        ("/calls", "limit", "1001"),
+        ("/calls", "limit", "many"),
+        ("/calls", "cursor", "nonsense"),
+        ("/providers", "cursor", "-1"),
+        ("/tps", "cursor", "WzEsMl0x"),
+        ("/calls", "status", "broken"),
+        ("/calls", "min_latency_ms", "inf"),
+        ("/calls", "min_latency_ms", "-1"),
+        ("/calls", "min_tokens", "1.5"),
+        ("/calls", "min_tokens", str(2**70)),
+        ("/timeseries", "metric", "happiness"),
+        ("/timeseries", "bucket", "week"),
+        ("/costs/daily", "start", "01/02/2025"),
+    ],
+)
+async def test_a_bad_parameter_is_named(get: Get, path: str, name: str, value: str) -> None:
+    error = (await get(path, status=422, **{name: value}))["error"]
+    assert error["type"] == "invalid_request_error"
+    assert name in error["message"]
+    assert error["param"] == name
+
+
+async def test_too_short_buckets_are_refused(get: Get) -> None:
+    error = (await get("/timeseries", status=422, period="30d", bucket="minute"))["error"]
+    assert error["param"] == "bucket"
+
+
+@pytest.mark.parametrize(
+    "value", ["'; DROP TABLE api_calls; --", "%00\0", "é" * 500, "\ud83d\ude00"[:1] or "x"]
+)
+async def test_odd_values_find_nothing(store: Store, get: Get, value: str) -> None:
+    await store.write([call()])
+    value = value.encode(errors="replace").decode()
+    assert (await get("/calls", provider=value))["data"] == []
+    assert len((await get("/calls"))["data"]) == 1
