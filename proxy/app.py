@@ -52,6 +52,7 @@ DRAIN_SECONDS = 10.0
 """How long the writer may try to write what is left when the gateway stops."""
 
 EXAMPLE_SECONDS = 2.0
+RETENTION_SECONDS = 3600.0
 
 _NO_CHAT = re.compile("embed|whisper|tts|audio|guard|image|rerank|veo|aqa", re.IGNORECASE)
 _log = logging.getLogger("tollkeeper")
@@ -245,7 +246,11 @@ class _Gateway:
             self._recording.broken(exc, None, None)
 
     async def _retain(self) -> None:
-        await retention.run(self._store, self._settings.telemetry.retention_days)
+        """Let old rows go, now and every hour; a database that cannot be written is for later."""
+        while True:
+            with suppress(StoreError):
+                await retention.run(self._store, self._settings.telemetry.retention_days)
+            await asyncio.sleep(RETENTION_SECONDS)
 
     async def _refresh_models(self) -> None:
         await self._lists.all()

@@ -45,6 +45,7 @@ class Line:
     async def rest(self) -> bytes:
         """Reads until the other side closes; all that came."""
         self.received += await asyncio.wait_for(self.reader.read(), SECONDS)
+        await self.hang_up()
         return self.received
 
     async def hang_up(self) -> None:
@@ -155,7 +156,7 @@ async def running(
     file = folder / "tollkeeper.yaml"
     server_settings = {"port": 0, "log_level": "warning", **config.get("server", {})}
     whole = {"providers": {}, **config, "telemetry": telemetry, "server": server_settings}
-    file.write_text(yaml.safe_dump(json.loads(json.dumps(whole))))
+    file.write_text(yaml.safe_dump(json.loads(json.dumps(whole)), sort_keys=False))
     settings = load(file, {}, {})
     app = create_app(settings, transport)
     listener = bind("127.0.0.1", 0)

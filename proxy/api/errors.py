@@ -61,6 +61,6 @@ async def _invalid(_: Request, exc: Exception) -> Response:
     """The first parameter that does not hold, by its name."""
     assert isinstance(exc, RequestValidationError)
     first = exc.errors()[0]
-    name = str(first["loc"][-1])
+    name = str(first["loc"][min(1, len(first["loc"]) - 1)])  # behind it, the place in a list
     error = GatewayError(422, f"{name}: {first['msg']}", ErrorReason.INVALID_REQUEST, param=name)
     return answer(error)

@@ -7,6 +7,7 @@ Instants are RFC 3339 in UTC, durations milliseconds, money US dollars, and unkn
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -14,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from fastapi import APIRouter, Query, Response
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 
 from proxy.clock import now_ms, rfc3339
 from proxy.errors import ErrorReason, GatewayError
@@ -23,29 +24,47 @@ from proxy.store.address import StoreError
 from proxy.store.engine import Reader, Store
 from proxy.store.filters import Filters
 from proxy.store.pages import BadCursor
+from proxy.store.tables import STATUSES
 
 PERIODS = {"1h": 3_600_000, "24h": 86_400_000, "7d": 604_800_000, "30d": 2_592_000_000}
-_FARTHEST = 253_402_300_799_000  # the last second of the year 9999
+_FARTHEST = 253_402_300_799  # the last second of the year 9999
 
 Record = dict[str, Any]
 
 
-def instant(value: object) -> int:
-    """RFC 3339, a date, or unix seconds as UTC milliseconds; ValueError for anything else."""
+def instant(value: object, info: ValidationInfo) -> int:
+    """RFC 3339, a date, or unix seconds as UTC milliseconds; GatewayError 422 for anything else."""
     text = str(value).strip()
     try:
-        ms = round(float(text) * 1000)
+        seconds = float(text)
+    except ValueError:
+        seconds = _rfc3339(text)
+    if not 0 <= seconds <= _FARTHEST:
+        raise _bad(info.field_name, "must be RFC 3339 or unix seconds, between 1970 and 9999")
+    return round(seconds * 1000)
+
+
+def _rfc3339(text: str) -> float:
+    # A plus in a query string arrives as a space unless the client escaped it.
+    text = text.replace(" ", "+") if "T" in text else text
+    try:
+        moment = datetime.fromisoformat(text)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     except (ValueError, OverflowError):
-        # A plus in a query string arrives as a space unless the client escaped it.
-        moment = datetime.fromisoformat(text.replace(" ", "+") if "T" in text else text)
-        ms = round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
-    if not 0 <= ms <= _FARTHEST:
-        raise ValueError("is not between 1970 and 9999")
-    return ms
+        return math.nan
 
 
 Moment = Annotated[int, BeforeValidator(instant)]
-Status = Literal["success", "error", "timeout", "cancelled", "rejected"]
+
+
+def _known(statuses: list[str]) -> list[str]:
+    for status in statuses:
+        if status not in STATUSES:
+            raise _bad("status", f"must be one of {', '.join(STATUSES)}")
+    return statuses
+
+
+Statuses = Annotated[list[str], AfterValidator(_known)]
 
 
 class Parameters(BaseModel):
@@ -60,7 +79,7 @@ class Parameters(BaseModel):
     provider: list[str] = []
     model: list[str] = []
     key: list[str] = []
-    status: list[Status] = []
+    status: Statuses = []
     client: list[str] = []
     agent: list[str] = []
     tool: list[str] = []
@@ -150,8 +169,11 @@ class _Stats:
 
     async def summary(self, asked: Asked) -> Response:
         filters = asked.filters()
-        async with self._reader() as connection:
-            measures = await groups.whole(connection, filters)
+        try:
+            async with self._store.reader() as connection:
+                measures = await groups.whole(connection, filters)
+        except StoreError:
+            measures = groups.UNKNOWN  # and the recorder says what became of the rows
         window = {"start": rfc3339(filters.start), "end": rfc3339(filters.end)}
         return _json({"window": window, **measures, "recorder": self._recorder()})
 
@@ -260,5 +282,5 @@ def _json(content: Record) -> Response:
     return Response(msgspec.json.encode(content), media_type="application/json")
 
 
-def _bad(name: str, what: str) -> GatewayError:
+def _bad(name: str | None, what: str) -> GatewayError:
     return GatewayError(422, f"{name}: {what}", ErrorReason.INVALID_REQUEST, param=name)

@@ -136,7 +136,7 @@ class Meter:
         now = monotonic()
         attempt = self.last
         if attempt is None:
-            self._reject(client_status, reason, message, now)
+            self._reject(status, client_status, reason, message, now)
             return
         if reason is not None:
             attempt.fault = Fault(reason, message or "", status=attempt.http_status)
@@ -149,7 +149,12 @@ class Meter:
                    message=error.message)
 
     def _reject(
-        self, client_status: int | None, reason: ErrorReason | None, message: str | None, now: float
+        self,
+        status: str | None,
+        client_status: int | None,
+        reason: ErrorReason | None,
+        message: str | None,
+        now: float,
     ) -> None:
         gone = reason is ErrorReason.CLIENT_CLOSED
         stand_in = Attempt(1, Target("", ""), self.started, leased=now)
@@ -158,7 +163,7 @@ class Meter:
         self._write(
             stand_in,
             final=True,
-            status="cancelled" if gone else "rejected",
+            status=status or ("cancelled" if gone else "rejected"),
             client_status=client_status,
             ended=now,
         )
@@ -271,7 +276,9 @@ def _usage(attempt: Attempt, status: str, asked: Asked) -> tuple[Usage | None, s
         usage = attempt.normalise(tap.usage)
         if status == "cancelled" and (usage.output_tokens or 0) < tap.seen_tokens:
             # Usage that grows with the stream (Gemini) or starts at zero stops where we stopped.
-            usage = msgspec.structs.replace(usage, output_tokens=tap.seen_tokens, total_tokens=None)
+            given, seen = usage.input_tokens, tap.seen_tokens
+            total = given + seen if given is not None else None
+            usage = msgspec.structs.replace(usage, output_tokens=seen, total_tokens=total)
             return usage, "estimated"
         return usage, "provider"
     if not tap.seen_tokens:

@@ -40,7 +40,7 @@ _RETRY = 60.0  # seconds until a catalogue that could not be asked is asked agai
 _CAPACITY = 8192  # models remembered; names come from clients, so there must be an end
 _ROOT = Path(__file__).parents[2]
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("tollkeeper.prices")
 
 
 class Level(msgspec.Struct, frozen=True, kw_only=True):

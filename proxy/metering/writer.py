@@ -99,7 +99,11 @@ class BatchWriter:
         self._wake.set()
         deadline = monotonic() + seconds
         async with self._writing:
-            while self._queue and not (await self._write() or monotonic() > deadline):
+            while self._queue:
+                if await self._write():
+                    continue
+                if monotonic() > deadline:
+                    break
                 await asyncio.sleep(0.1)
         if self._queue:
             _log.error("%d items are lost: %s", len(self._queue), self._last_error)

@@ -202,7 +202,7 @@ def listed(provider: str, answer: Any) -> list[ModelInfo]:
             context_length=_first(
                 entry, "context_length", "context_window", "max_model_len", "max_context_length"
             )
-            or number(inner(entry, "meta").get("n_ctx_train")),
+            or _first(inner(entry, "meta"), "n_ctx", "n_ctx_train"),
             max_output_tokens=_first(entry, "max_completion_tokens", "max_output_tokens")
             or number(inner(entry, "top_provider").get("max_completion_tokens")),
             parameters=number(inner(entry, "meta").get("n_params")),

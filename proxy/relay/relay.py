@@ -177,7 +177,7 @@ class Relay:
                     break
                 if verdict.action is Action.NEXT_TARGET:
                     break
-        raise self._nothing_left(plan, fault, target)
+        raise self._nothing_left(plan, fault, meter.last.target if meter.last else target)
 
     async def _try_one(
         self,

@@ -16,13 +16,21 @@ from proxy.types import ModelInfo
 
 _KEY = ("provider", "name")
 _LASTING = ("version", "type", "parameters", "context_length", "max_output_tokens")
-_PASSING = ("memory_usage_gb", "loaded_at", "last_seen", "metadata")
+_PRICES = (
+    "input_price_per_mtok",
+    "output_price_per_mtok",
+    "cached_price_per_mtok",
+    "price_source",
+    "price_version",
+    "is_free",
+)
+_PASSING = ("memory_usage_gb", "loaded_at", *_PRICES, "last_seen", "metadata")
 _METADATA_BYTES = 4096
 
 
 async def save(connection: AsyncConnection, listed: Sequence[ModelInfo], now: int) -> None:
     """Remember the models. What is known of one is not forgotten by a list that does not say it;
-    whether it is loaded is as the newest list says."""
+    whether it is loaded, and what it costs, is as the newest list says."""
     if not listed:
         return
     latest = {(model.provider, model.name): model for model in listed}

@@ -30,6 +30,13 @@ NOTHING: Values = {**NO_CALLS, **dict.fromkeys(DISTRIBUTIONS, NO_VALUES)}
 """The measures of a group without calls."""
 
 
+UNKNOWN: dict[str, Values] = {
+    "totals": dict.fromkeys(NO_CALLS),
+    **dict.fromkeys(DISTRIBUTIONS, NO_VALUES),
+}
+"""What ``whole`` would tell if the database could be read."""
+
+
 async def whole(connection: AsyncConnection, filters: Filters) -> dict[str, Values]:
     """``totals`` and each distribution, over all rows that the filters let through."""
     (values,) = await measure(connection, filters)
@@ -43,7 +50,9 @@ async def grouped(connection: AsyncConnection, name: str, filters: Filters) -> l
     return await measure(connection, filters, by, rows)
 
 
-async def by_key(connection: AsyncConnection, filters: Filters) -> dict[tuple[str, str], Values]:
-    """The measures of each key, by provider and the key's name."""
+async def by_key(
+    connection: AsyncConnection, filters: Filters
+) -> dict[tuple[str, str | None], Values]:
+    """The measures of each key, by provider and the key's name (None: a keyless provider)."""
     used = await measure(connection, filters, (_c.provider, _c.key_id), (_c.provider != "",))
     return {(row.pop("provider"), row.pop("key_id")): row for row in used}

@@ -14,7 +14,7 @@ from proxy.store.records import Ledger
 from proxy.types import CallRecord
 
 _LARGEST = 2**63 - 1
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("tollkeeper.store")
 
 
 async def write(ledger: Ledger, engine: AsyncEngine, items: Sequence[object]) -> int:

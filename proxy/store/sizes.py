@@ -13,7 +13,7 @@ from proxy.store.tables import api_calls, metadata
 
 _SQLITE_TABLES = text(
     "SELECT s.tbl_name, sum(d.pgsize) FROM dbstat AS d JOIN sqlite_schema AS s ON s.name = d.name"
-    " WHERE d.aggregate GROUP BY s.tbl_name"
+    " WHERE d.aggregate = 1 GROUP BY s.tbl_name"
 )
 _SQLITE_WHOLE = text("SELECT page_count * page_size FROM pragma_page_count, pragma_page_size")
 _POSTGRESQL_TABLES = text(
@@ -34,7 +34,7 @@ async def sizes(connection: AsyncConnection) -> dict[str, Any]:
     tables = []
     for table in metadata.sorted_tables:
         rows = await connection.scalar(select(func.count()).select_from(table))
-        tables.append({"name": table.name, "rows": rows, "bytes": by_table.get(table.name)})
+        tables.append({"name": str(table.name), "rows": rows, "bytes": by_table.get(table.name)})
     oldest = await connection.scalar(select(func.min(api_calls.c.timestamp)))
     return {"bytes": whole, "oldest": rfc3339(oldest), "tables": tables}
 

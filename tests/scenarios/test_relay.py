@@ -55,7 +55,11 @@ async def place(
                 "renamed": {"targets": ["lab/json"], "rewrite_model": True},
                 "plain": {"targets": ["lab/json"]},
             },
-            "prices": {"lab/json": {"input": 0.5, "output": 1.5}},
+            "prices": {
+                "lab/json": {"input": 0.5, "output": 1.5},
+                "lab/embed": {"input": 0.5, "output": 0},
+                "*/m": {"input": 1, "output": 1},
+            },
             "server": {"peek": "200ms"},
         }
         async with running(tmp_path_factory.mktemp("relay"), config) as gateway:
@@ -190,7 +194,9 @@ async def test_what_a_provider_streams_reaches_the_client_unchanged(
     gateway: Gateway, upstream: Upstream, name: str
 ) -> None:
     provider, given, made, status = PROVIDERS[name]
-    upstream.script = stream([transcripts.stream(name)])
+    events = transcripts.stream(name).split(b"\n\n")[:-1]
+    # The pauses let the first content go out: an error before that would be a failed attempt.
+    upstream.script = stream([part for each in events for part in (each + b"\n\n", 0.02)])
     got = await gateway.chat(f"{provider}/m", **ASKS)
     assert same(got.content, transcripts.stream(name))
     row = await gateway.attempt(got.headers["x-request-id"])
@@ -391,7 +397,7 @@ async def test_embeddings_pass_and_are_counted(gateway: Gateway, upstream: Upstr
         "usage": {"prompt_tokens": 8, "total_tokens": 8},
     }
     upstream.script = json_answer(document)
-    body = {"model": "lab/json", "input": ["one", "three"]}
+    body = {"model": "lab/embed", "input": ["one", "three"]}
     got = await gateway.client.post("/v1/embeddings", json=body)
     assert got.json() == document
     row = await gateway.attempt(got.headers["x-request-id"])

@@ -48,13 +48,14 @@ async def test_the_whole_has_totals_and_distributions(store: Store) -> None:
     assert {**whole.pop("totals"), **whole} == groups.NOTHING
 
 
-async def test_keys_are_named_by_provider_and_name(store: Store) -> None:
-    await store.write([call(), call(provider="gemini"), call(key_id=None)])
+async def test_keys_are_named_by_provider_and_name_and_a_keyless_one_by_none(store: Store) -> None:
+    refused = call(provider="", model="", key_id=None, status="rejected")
+    await store.write([call(), call(provider="ollama", key_id=None), refused])
     async with store.reader() as connection:
         used = await groups.by_key(connection, anything())
     assert {key: values["requests"] for key, values in used.items()} == {
         ("groq", "org-a"): 1,
-        ("gemini", "org-a"): 1,
+        ("ollama", None): 1,
     }
 
 

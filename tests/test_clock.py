@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy import clock
+from proxy.clock import encode_id, new_id, now_ms, rfc3339
+
+ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+
+
+def decode(text: str) -> int:
+    value = 0
+    for character in text:
+        value = value * 32 + ALPHABET.index(character)
+    return value
+
+
+def test_ids_rise_are_all_different_and_have_26_characters() -> None:
+    ids = [new_id() for _ in range(10_000)]
+    assert ids == sorted(ids)
+    assert len(set(ids)) == len(ids)
+    assert {len(each) for each in ids} == {26}
+
+
+def test_an_id_begins_with_the_wall_clock() -> None:
+    before = now_ms()
+    moment = decode(new_id()) >> 80
+    assert before <= moment <= now_ms()
+
+
+def test_ids_rise_even_when_the_wall_clock_steps_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = new_id()
+    monkeypatch.setattr(clock, "now_ms", lambda: 1)
+    assert decode(new_id()) == decode(first) + 1
+
+
+@given(st.integers(0, 2**128 - 1))
+def test_an_id_is_its_number_in_crockfords_base_32(value: int) -> None:
+    text = encode_id(value)
+    assert decode(text) == value
+    assert len(text) == 26
+
+
+@pytest.mark.parametrize(
+    ("ms", "text"),
+    [
+        (0, "1970-01-01T00:00:00.000Z"),
+        (1_700_000_000_007, "2023-11-14T22:13:20.007Z"),
+        (951_825_599_999, "2000-02-29T11:59:59.999Z"),
+        (None, None),
+    ],
+)
+def test_instants_are_told_in_utc(ms: int | None, text: str | None) -> None:
+    assert rfc3339(ms) == text
+
+
+def test_the_zone_of_the_machine_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "America/New_York")
+    time.tzset()
+    try:
+        assert rfc3339(0) == "1970-01-01T00:00:00.000Z"
+    finally:
+        monkeypatch.undo()
+        time.tzset()
