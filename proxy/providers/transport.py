@@ -4,30 +4,38 @@ Stock clients cost several times what the rest of a relayed request does, and th
 that the program exists for. One connection carries one exchange at a time; what is idle waits in
 a stack for each origin.
 
-A request is sent again by itself only if no connection could be made, or if a connection that had
-been used before closed without one byte of an answer (RFC 9112, section 9.3.1).
+A request is sent again by itself only if a connection that had been used before closed at once and
+without one byte of an answer: its server had given it up already (RFC 9112, section 9.3.1).
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 from collections import deque
-from collections.abc import Iterable
 from typing import Any, cast
 
 import certifi
 import httptools
 import httpx
 
+from proxy.providers.body import Body
+from proxy.providers.head import (
+    MAX_HEAD,
+    TOO_LARGE,
+    Malformed,
+    check_size,
+    ends_with_the_connection,
+    serialise,
+)
+
 Origin = tuple[bytes, str, int]
 
-MAX_HEAD = 64 * 1024
-MAX_FIELDS = 256
-HIGH_WATER = 256 * 1024
-"""Bytes held for a slow reader before the socket is no longer read."""
 MAX_IDLE = 256
 IDLE_SECONDS = 30.0
+STALE_SECONDS = 1.0
+"""A close that comes later than this after sending may come from a server that was at work."""
 DEFAULT_TIMEOUT = {"connect": 5.0, "first_byte": 120.0, "read": 120.0}
 
 
@@ -46,13 +54,14 @@ class Transport(httpx.AsyncBaseTransport):
     Timeouts are read from ``request.extensions["timeout"]``, in seconds: ``connect``,
     ``first_byte`` (from sending to the head of the answer) and ``read`` (between two chunks).
     Failures are httpx's: ConnectError, ConnectTimeout, ReadError, ReadTimeout and
-    RemoteProtocolError.
+    RemoteProtocolError; LocalProtocolError for a request that could smuggle another.
     """
 
     def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self._tls = tls
         self._idle: dict[Origin, deque[_Connection]] = {}
         self._open: set[_Connection] = set()
+        self._sweep: asyncio.TimerHandle | None = None
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         url = request.url
@@ -62,7 +71,7 @@ class Transport(httpx.AsyncBaseTransport):
             content = b"".join(request.stream)
         else:
             content = await request.aread()
-        payload = _serialise(request, content)
+        payload = serialise(request, content)
         connection = self._take_idle(origin)
         if connection is not None:
             try:
@@ -73,8 +82,12 @@ class Transport(httpx.AsyncBaseTransport):
         return await connection.exchange(payload, timeout)
 
     async def aclose(self) -> None:
+        """Close every connection; what was under way on them fails."""
+        if self._sweep is not None:
+            self._sweep.cancel()
+            self._sweep = None
         for connection in list(self._open):
-            connection.abort()
+            connection.fail(httpx.ReadError("the upstream client was closed"))
 
     def _take_idle(self, origin: Origin) -> _Connection | None:
         stack = self._idle.get(origin)
@@ -96,9 +109,9 @@ class Transport(httpx.AsyncBaseTransport):
                 _, connection = await loop.create_connection(
                     lambda: _Connection(self, origin, loop), host, port, ssl=tls
                 )
-        except TimeoutError as exc:
-            raise httpx.ConnectTimeout(f"no connection to {host}:{port} in {seconds:g} s") from exc
-        except (OSError, ssl.SSLError) as exc:
+        except TimeoutError as exc:  # ours, or the kernel's
+            raise httpx.ConnectTimeout(f"no connection to {host}:{port} in time") from exc
+        except (OSError, ValueError) as exc:  # ValueError: what is no host name
             raise httpx.ConnectError(f"cannot connect to {host}:{port}: {_reason(exc)}") from exc
         return connection
 
@@ -115,8 +128,23 @@ class Transport(httpx.AsyncBaseTransport):
         """Take a connection back whose exchange has ended; let the stalest go."""
         stack = self._idle.setdefault(connection.origin, deque())
         stack.append(connection)
-        while len(stack) > MAX_IDLE or not stack[0].usable():
+        if len(stack) > MAX_IDLE:
             stack.popleft().abort()
+        if self._sweep is None:
+            self._sweep = connection.loop.call_later(IDLE_SECONDS, self._close_stale)
+
+    def _close_stale(self) -> None:
+        """Close what nobody wanted for a while, and come again when the next one is due."""
+        due = []
+        for stack in self._idle.values():
+            while stack and not stack[0].usable():
+                stack.popleft().abort()
+            if stack:
+                due.append(stack[0])
+        self._sweep = None
+        if due:
+            when = min(connection.idle_since for connection in due) + IDLE_SECONDS
+            self._sweep = due[0].loop.call_at(when, self._close_stale)
 
 
 class _Stale(Exception):
@@ -128,17 +156,18 @@ class _Connection(asyncio.Protocol):
 
     def __init__(self, owner: Transport, origin: Origin, loop: asyncio.AbstractEventLoop) -> None:
         self.origin = origin
+        self.loop = loop
+        self.idle_since = loop.time()
         self._owner = owner
-        self._loop = loop
         self._transport: asyncio.Transport | None = None
         self._parser: Any = None
-        self._body: _Body | None = None
+        self._body: Body | None = None
         self._head: asyncio.Future[httpx.Response] | None = None
         self._headers: list[tuple[bytes, bytes]] = []
-        self._head_bytes = 0
         self._received = False
+        self._beside = 0  # bytes since the last that belonged to a body
         self._used = False
-        self._idle_since = loop.time()
+        self._sent = 0.0
         self._deadline: float | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._read_timeout: float | None = None
@@ -148,20 +177,26 @@ class _Connection(asyncio.Protocol):
 
     async def exchange(self, payload: bytes, timeout: dict[str, float]) -> httpx.Response:
         """Send a request and wait for the head of the answer; its body is read later."""
-        assert self._transport is not None
+        transport = self._transport
+        assert transport is not None
+        if transport.is_closing():  # accepted, and closed before anything could be sent
+            raise httpx.ConnectError("the upstream closed the new connection at once")
         self._parser = httptools.HttpResponseParser(self)
         self._headers = []
-        self._head_bytes = 0
+        self._beside = 0
         self._received = self._until_close = False
-        self._body = None
-        self._head = self._loop.create_future()
         self._read_timeout = timeout.get("read")
-        self._transport.write(payload)
+        self._sent = self.loop.time()
+        head = self._head = self.loop.create_future()
+        transport.write(payload)
         self.expect(timeout.get("first_byte", self._read_timeout))
         try:
-            return await self._head
+            return await head
         except BaseException:
-            self.abort()
+            if self._head is head:  # else the answer is whole, and another may have this by now
+                self.abort()
+            if head.done() and not head.cancelled():
+                head.exception()  # seen, even if it came together with a cancellation
             raise
 
     def usable(self) -> bool:
@@ -169,7 +204,7 @@ class _Connection(asyncio.Protocol):
         return (
             transport is not None
             and not transport.is_closing()
-            and self._loop.time() - self._idle_since < IDLE_SECONDS
+            and self.loop.time() - self.idle_since < IDLE_SECONDS
         )
 
     def abort(self) -> None:
@@ -193,25 +228,22 @@ class _Connection(asyncio.Protocol):
         if seconds is None:
             self._deadline = None
             return
-        self._deadline = self._loop.time() + seconds
+        self._deadline = self.loop.time() + seconds
         if self._timer is None:
-            self._timer = self._loop.call_at(self._deadline, self._check_deadline)
+            self._timer = self.loop.call_at(self._deadline, self._check_deadline)
         elif self._timer.when() > self._deadline:
             self._timer.cancel()
-            self._timer = self._loop.call_at(self._deadline, self._check_deadline)
-
-    def expect_chunk(self) -> None:
-        self.expect(self._read_timeout)
+            self._timer = self.loop.call_at(self._deadline, self._check_deadline)
 
     def _check_deadline(self) -> None:
         self._timer = None
         if self._deadline is None:
             return
-        if self._loop.time() < self._deadline:
-            self._timer = self._loop.call_at(self._deadline, self._check_deadline)
+        if self.loop.time() < self._deadline:
+            self._timer = self.loop.call_at(self._deadline, self._check_deadline)
             return
         what = "an answer" if self._body is None else "the next chunk"
-        self._fail(httpx.ReadTimeout(f"the upstream did not send {what} in time"))
+        self.fail(httpx.ReadTimeout(f"the upstream did not send {what} in time"))
 
     # asyncio.Protocol
 
@@ -220,21 +252,27 @@ class _Connection(asyncio.Protocol):
         self._owner.opened(self)
 
     def data_received(self, data: bytes) -> None:
-        if self._parser is None:  # nobody asked: an idle connection must stay silent
+        parser = self._parser
+        if parser is None:  # nobody asked: an idle connection must stay silent
             self.abort()
             return
         self._received = True
+        self._beside += len(data)
         try:
-            self._parser.feed_data(data)
+            parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            self._fail(httpx.RemoteProtocolError("the upstream wants another protocol"))
+            self.fail(httpx.RemoteProtocolError("the upstream wants another protocol"))
         except httptools.HttpParserError as exc:
-            self._fail(httpx.RemoteProtocolError(f"the upstream's answer is not HTTP: {exc}"))
+            what = exc.__context__ if isinstance(exc.__context__, Malformed) else exc
+            self.fail(httpx.RemoteProtocolError(f"the upstream's answer is not HTTP: {what}"))
         else:
             if self._body is not None:
                 self._body.wake()
+            if self._beside > MAX_HEAD and self._parser is not None:
+                self.fail(httpx.RemoteProtocolError(f"the upstream's answer: {TOO_LARGE}"))
 
     def eof_received(self) -> bool:
+        """A server that has said its last is hung up on: it has nothing more to tell us."""
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -246,162 +284,77 @@ class _Connection(asyncio.Protocol):
             return
         if self._until_close and exc is None and self._body is not None:
             self._finish(keep=False)
-        elif not self._received and self._used:
-            self._fail(_Stale())
-        elif not self._received:
-            self._fail(httpx.ReadError(f"the upstream closed without an answer{_why(exc)}"))
+        elif self._received:
+            self.fail(httpx.RemoteProtocolError(f"the upstream cut its answer off{_why(exc)}"))
+        elif self._used and self.loop.time() - self._sent < STALE_SECONDS:
+            self.fail(_Stale())
         else:
-            self._fail(httpx.RemoteProtocolError(f"the upstream cut its answer off{_why(exc)}"))
+            self.fail(httpx.ReadError(f"the upstream closed without an answer{_why(exc)}"))
 
     # httptools
 
+    def on_message_begin(self) -> None:
+        if self._parser is None:
+            raise Malformed("more came than the answer")
+
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._head_bytes += len(name) + len(value)
-        if self._head_bytes > MAX_HEAD or len(self._headers) >= MAX_FIELDS:
-            self._fail(httpx.RemoteProtocolError("the head of the upstream's answer is too large"))
-            return
-        if self._body is None:  # trailers are dropped
-            self._headers.append((name.lower(), value))
+        self._headers.append((name.lower(), value))  # after the head: trailers, which are dropped
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
+        headers, self._headers = self._headers, []
         if status < 200:
-            self._headers = []
+            if status < 100:
+                raise Malformed(f"status {status}")
             return
         if self._head is None or self._head.done():
             return
-        names = [name for name, _ in self._headers]
-        sized, chunked = b"content-length" in names, b"transfer-encoding" in names
-        if sized and chunked:
-            self._fail(httpx.RemoteProtocolError("the upstream's answer has two lengths"))
-            return
-        self._until_close = not sized and not chunked and status not in (204, 304)
-        self._body = _Body(self)
-        self.expect_chunk()
-        self._head.set_result(
-            httpx.Response(status, headers=self._headers, stream=self._body, extensions={})
-        )
+        check_size(headers, self._beside)
+        self._until_close = ends_with_the_connection(status, headers)
+        self._body = Body(self, self.loop, self._read_timeout)
+        self.expect(None)
+        self._head.set_result(httpx.Response(status, headers=headers, stream=self._body))
 
     def on_body(self, body: bytes) -> None:
+        self._beside = 0
         if self._body is not None:
             self._body.push(body)
 
     def on_message_complete(self) -> None:
-        if self._parser is None or self._parser.get_status_code() < 200 or self._body is None:
-            return
-        self._finish(keep=self._parser.should_keep_alive() and not self._until_close)
+        if self._body is not None:  # None: only an interim answer is complete
+            self._finish(keep=self._parser.should_keep_alive())
 
     def _finish(self, keep: bool) -> None:
-        body, self._body, self._parser = self._body, None, None
-        assert body is not None
+        body, self._body, self._parser, self._head = self._body, None, None, None
+        assert body is not None and self._transport is not None
         self.expect(None)
         body.complete()
-        if keep and self._transport is not None and not self._transport.is_closing():
-            self.resume()
-            self._used = True
-            self._idle_since = self._loop.time()
-            self._owner.idle(self)
-        elif self._transport is not None:
-            self._transport.close()
+        if not keep or self._transport.is_closing() or self._transport.get_write_buffer_size():
+            self.abort()  # the answer is whole; if the request is not, the rest is not wanted
+            return
+        self.resume()
+        self._used = True
+        self.idle_since = self.loop.time()
+        self._owner.idle(self)
 
-    def _fail(self, error: Exception) -> None:
+    def fail(self, error: Exception) -> None:
         """End the exchange with an error, at whichever of its two waits it stands."""
-        self._parser = None
+        body, self._body, self._parser = self._body, None, None
         if self._head is not None and not self._head.done():
             self._head.set_exception(error)
-        elif self._body is not None:
-            self._body.complete(error)
-        self._body = None
+        elif body is not None:
+            body.complete(error)
         self.abort()
 
 
-class _Body(httpx.AsyncByteStream):
-    """The body of one answer. What arrived together is handed on together."""
-
-    def __init__(self, connection: _Connection) -> None:
-        self._connection: _Connection | None = connection
-        self._chunks: list[bytes] = []
-        self._size = 0
-        self._paused = False
-        self._waiter: asyncio.Future[None] | None = None
-        self._done = False
-        self._error: Exception | None = None
-
-    def __aiter__(self) -> _Body:
-        return self
-
-    async def __anext__(self) -> bytes:
-        while not self._chunks:
-            if self._error is not None:
-                raise self._error
-            if self._done or self._connection is None:
-                raise StopAsyncIteration
-            self._connection.expect_chunk()
-            self._waiter = self._connection._loop.create_future()
-            await self._waiter
-        chunks = self._chunks
-        data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-        self._chunks = []
-        self._size = 0
-        if self._connection is not None:
-            self._connection.expect(None)  # while the reader is busy, nobody is late
-            if self._paused:
-                self._paused = False
-                self._connection.resume()
-        return data
-
-    async def aclose(self) -> None:
-        """Give up the rest. Idempotent, and never waits."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.abort()
-
-    def push(self, data: bytes) -> None:
-        self._chunks.append(data)
-        self._size += len(data)
-        if self._size > HIGH_WATER and not self._paused and self._connection is not None:
-            self._paused = True
-            self._connection.pause()
-
-    def wake(self) -> None:
-        waiter = self._waiter
-        if waiter is not None and self._chunks:
-            self._waiter = None
-            if not waiter.done():
-                waiter.set_result(None)
-
-    def complete(self, error: Exception | None = None) -> None:
-        self._done = True
-        self._error = error
-        self._connection = None
-        waiter, self._waiter = self._waiter, None
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
-
-
-def _serialise(request: httpx.Request, content: bytes) -> bytes:
-    lines: list[bytes] = [b"%s %s HTTP/1.1" % (request.method.encode(), request.url.raw_path)]
-    lines += _fields(request.headers.raw)
-    if content or request.method == "POST":
-        lines.append(b"content-length: %d" % len(content))
-    lines.append(b"\r\n")
-    return b"\r\n".join(lines) + content
-
-
-def _fields(headers: Iterable[tuple[bytes, bytes]]) -> list[bytes]:
-    """Header lines. A value that would end its line is refused: it could smuggle another."""
-    lines = []
-    for name, value in headers:
-        if b"\n" in value or b"\r" in value or b"\0" in value:
-            raise httpx.LocalProtocolError(f"a control character in header {name.decode()!r}")
-        if name.lower() not in (b"content-length", b"transfer-encoding"):
-            lines.append(b"%s: %s" % (name, value))
-    return lines
-
-
 def _reason(exc: Exception) -> str:
-    text = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
-    return text or type(exc).__name__
+    if isinstance(exc, ssl.SSLCertVerificationError):
+        return exc.verify_message
+    if isinstance(exc, ssl.SSLError):
+        return exc.reason or str(exc)
+    if isinstance(exc, OSError) and exc.errno is not None:
+        return os.strerror(exc.errno) if exc.errno > 0 else exc.strerror or str(exc)
+    return str(exc) or type(exc).__name__
 
 
 def _why(exc: Exception | None) -> str:

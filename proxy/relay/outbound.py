@@ -85,6 +85,11 @@ class Outbound:
             self.tap = BodyTap(encoding=encoding)
         attempt.tap = self.tap
 
+    @property
+    def told_all(self) -> bool:
+        """``[DONE]`` has gone to the client, which needs no more: many leave there and then."""
+        return self.started and isinstance(self.tap, StreamTap) and self.tap.done
+
     async def peek(self, seconds: float) -> Fault | None:
         """Hold what comes until it is known to be an answer; the fault if it is none.
 

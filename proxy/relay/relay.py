@@ -116,6 +116,8 @@ class Relay:
         except ClientGone:
             meter.close(None, 499, reason=ErrorReason.CLIENT_CLOSED, message=_LEFT)
         except asyncio.CancelledError:
+            if outbound is not None and outbound.told_all:
+                meter.close("success", outbound.status)
             if not watch.gone:
                 meter.close("error", None, reason=ErrorReason.INTERRUPTED, message="shut down")
                 raise

@@ -119,12 +119,16 @@ async def test_a_store_that_keeps_nothing_answers(path: str) -> None:
     await store.close()
 
 
-async def test_a_database_that_is_not_there_is_a_503(tmp_path: Path) -> None:
+async def test_a_database_that_is_not_there_is_a_503_but_for_the_summary(tmp_path: Path) -> None:
     store = Store(f"sqlite+aiosqlite:///{tmp_path}/missing/t.db")
     async with client_of(store) as client:
-        answer = await client.get("/stats")
+        answer = await client.get("/stats/calls")
+        summary = await client.get("/stats")
     assert answer.status_code == 503
     assert answer.json()["error"]["message"] == "the database is not open"
+    assert summary.status_code == 200
+    assert set(summary.json()["totals"].values()) == {None}
+    assert "recorded" in summary.json()["recorder"]
 
 
 async def test_the_summary_is_what_a_pencil_says(store: Store, get: Get) -> None:

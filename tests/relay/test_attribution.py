@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import pytest
+
+from proxy.metering.meter import Attribution
+from proxy.relay.attribution import TOOLS, attribution
+
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+
+
+def read(**headers: str) -> Attribution:
+    return attribution(
+        [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    )
+
+
+def test_every_header_has_its_member() -> None:
+    found = read(
+        x_request_id="theirs",
+        x_agent_name="Researcher",
+        x_tool_name="search",
+        x_session_id="s-1",
+        traceparent=f"00-{TRACE}-00f067aa0ba902b7-01",
+        authorization="Bearer sk-1",
+    )
+    assert found == Attribution("theirs", "Researcher", "search", "s-1", TRACE)
+
+
+def test_without_headers_nothing_is_known() -> None:
+    assert attribution([]) == Attribution()
+
+
+@pytest.mark.parametrize(
+    ("value", "kept"),
+    [
+        (b"plain", "plain"),
+        (b"  spaces  ", "spaces"),
+        (b"caf\xc3\xa9", "caf\u00e9"),
+        (b"\xff\xfe", "\ufffd\ufffd"),
+        (b"a\x00b", "ab"),
+        (b"\x00", None),
+        (b"   ", None),
+        (b"", None),
+        (b"x" * 5000, "x" * 128),
+        ("\N{TOKYO TOWER}".encode() * 200, "\N{TOKYO TOWER}" * 128),
+    ],
+)
+def test_values_are_text_and_bounded(value: bytes, kept: str | None) -> None:
+    assert attribution([(b"x-agent-name", value)]).agent_name == kept
+
+
+@pytest.mark.parametrize(
+    ("agent", "tool"),
+    [
+        ("claude-cli/2.0.1 (external, cli)", "claude-code"),
+        ("codex_cli_rs/0.46.0 (Linux)", "codex"),
+        ("Aider/0.86", "aider"),
+        ("Cline/3.1", "cline"),
+        ("GeminiCLI/0.8 (linux; x64)", "gemini-cli"),
+        ("GitHubCopilotChat/0.30", "copilot"),
+        ("OpenAI/Python 2.6.1", None),
+        ("curl/8.5.0", None),
+        ("not-aider/1", None),
+    ],
+)
+def test_coding_tools_are_known_by_their_user_agent(agent: str, tool: str | None) -> None:
+    assert read(user_agent=agent).tool_name == tool
+
+
+@pytest.mark.parametrize(("start", "tool"), TOOLS)
+def test_every_known_tool_is_found(start: str, tool: str) -> None:
+    assert read(user_agent=f"{start.upper()}/1.0").tool_name == tool
+
+
+def test_a_name_that_is_said_beats_the_user_agent() -> None:
+    assert read(user_agent="aider/1", x_tool_name="mine").tool_name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("value", "trace"),
+    [
+        (f"00-{TRACE}-00f067aa0ba902b7-01", TRACE),
+        (f"cc-{TRACE}-00f067aa0ba902b7-00-more", TRACE),
+        (f"00-{'0' * 32}-00f067aa0ba902b7-01", None),
+        (f"00-{TRACE.upper()}-00f067aa0ba902b7-01", None),
+        (f"00-{TRACE[:-1]}-00f067aa0ba902b7-01", None),
+        (TRACE, None),
+        ("\u00e9", None),
+    ],
+)
+def test_a_trace_is_read_as_w3c_writes_it(value: str, trace: str | None) -> None:
+    assert read(traceparent=value).trace_id == trace

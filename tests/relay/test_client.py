@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from proxy.relay.client import ClientWatch
+
+Start = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
+
+
+class Wire:
+    """What a server's ``receive`` says: whatever a test puts in, and then nothing."""
+
+    def __init__(self, *messages: str) -> None:
+        self.messages: asyncio.Queue[str] = asyncio.Queue()
+        for message in messages:
+            self.messages.put_nowait(message)
+
+    async def receive(self) -> dict[str, Any]:
+        return {"type": await self.messages.get()}
+
+
+async def served(watch: ClientWatch, start: Start, seconds: float = 10) -> str:
+    watch.begin(start)
+    try:
+        await asyncio.sleep(seconds)
+    except asyncio.CancelledError:
+        return "cancelled"
+    finally:
+        watch.end()
+    return "done"
+
+
+@pytest.mark.parametrize("messages", [("http.disconnect",), ("http.request", "http.disconnect")])
+async def test_a_client_that_leaves_ends_the_call(messages: tuple[str, ...]) -> None:
+    watch = ClientWatch(Wire(*messages).receive)
+    async with asyncio.TaskGroup() as tasks:
+        assert await served(watch, tasks.create_task) == "cancelled"
+        task = asyncio.current_task()
+        assert task is not None
+        task.uncancel()
+    assert watch.gone
+
+
+async def test_a_client_that_stays_is_no_longer_watched_at_the_end() -> None:
+    wire = Wire()
+    watch = ClientWatch(wire.receive)
+    async with asyncio.TaskGroup() as tasks:
+        assert await served(watch, tasks.create_task, 0) == "done"
+        wire.messages.put_nowait("http.disconnect")
+    assert not watch.gone
+
+
+async def test_a_client_that_leaves_as_the_call_ends_disturbs_nobody() -> None:
+    wire = Wire("http.disconnect")
+    watch = ClientWatch(wire.receive)
+    async with asyncio.TaskGroup() as tasks:
+        watch.begin(tasks.create_task)
+        watch.end()
+        await asyncio.sleep(0)
+    assert not watch.gone
+
+
+async def test_a_watch_that_never_began_ends() -> None:
+    watch = ClientWatch(Wire().receive)
+    watch.end()
+    assert not watch.gone
