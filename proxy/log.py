@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from asyncio import CancelledError
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -40,12 +41,19 @@ def setup(level: str, form: str, redact: Callable[[str], str]) -> None:
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_FORMATTERS[_resolve(form, sys.stderr)](redact))
-    handler.addFilter(lambda record: record.msg != _CUT)
+    handler.addFilter(lambda record: not _is_expected(record))
     threshold = _number(level)
     for name in _OURS + _LIBRARIES:
         logger = logging.getLogger(name)
         logger.handlers = [handler]
         logger.setLevel(max(threshold, logging.WARNING) if name in _LIBRARIES else threshold)
+
+
+def _is_expected(record: logging.LogRecord) -> bool:
+    """Whether uvicorn takes what we do on purpose for a fault: a response without an end, or a call
+    that was cancelled because the time to stop is over. Both have a line of their own."""
+    cancelled = record.exc_info is not None and record.exc_info[0] is CancelledError
+    return record.msg == _CUT or (cancelled and record.name == "uvicorn.error")
 
 
 def _resolve(form: str, stream: TextIO) -> str:

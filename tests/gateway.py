@@ -72,7 +72,10 @@ class Gateway:
 
     def select(self, sql: str, *values: Any) -> list[dict[str, Any]]:
         """Rows, read on a connection that is not the gateway's."""
-        connection = sqlite3.connect(f"file:{self.database}?mode=ro", uri=True)
+        try:
+            connection = sqlite3.connect(f"file:{self.database}?mode=ro", uri=True)
+        except sqlite3.OperationalError:  # there is none yet
+            return []
         connection.row_factory = sqlite3.Row
         try:
             return [dict(row) for row in connection.execute(sql, values)]
@@ -127,7 +130,7 @@ class Gateway:
         return line
 
 
-async def _migrated() -> Path:
+async def migrated() -> Path:
     """An empty database of the current schema. Making one takes a second, copying it nothing."""
     if "path" not in _template:
         path = Path(tempfile.mkdtemp(prefix="tollkeeper-")) / "empty.db"
@@ -151,7 +154,7 @@ async def running(
     """
     database = folder / "calls.db"
     if not database.exists():
-        shutil.copy(await _migrated(), database)
+        shutil.copy(await migrated(), database)
     telemetry = {"database_url": f"sqlite+aiosqlite:///{database}", **config.get("telemetry", {})}
     file = folder / "tollkeeper.yaml"
     server_settings = {"port": 0, "log_level": "warning", **config.get("server", {})}
@@ -187,6 +190,7 @@ async def running(
         finally:
             await gateway.client.aclose()
             server.should_exit = True
+            await asyncio.wait([serving])
 
 
 def lab(url: str, *keys: str, **more: Any) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """The code blocks of a Markdown page, each with what a comment before it says of its test.
 
-    <!-- test: GET /stats -->
-    ```json
-    {"what": "an answer looks like"}
-    ```
+<!-- test: GET /stats -->
+```json
+{"what": "an answer looks like"}
+```
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 
-_FENCE = re.compile(r"^(?P<fence>`{3,})(?P<language>\S*)[^\n]*\n(?P<text>.*?)^(?P=fence)$", re.M | re.S)
+_FENCE = re.compile(
+    r"^(?P<fence>`{3,})(?P<language>\S*)[^\n]*\n(?P<text>.*?)^(?P=fence)$", re.M | re.S
+)
 _NOTE = re.compile(r"<!-- test: (?P<note>.+?) -->\n+$")
 
 

@@ -139,7 +139,8 @@ def stream(
 ) -> Script:
     """Sends the parts, each a chunk of its own; a number is a pause in seconds.
 
-    ``ends``: "clean", "cut" (closed without the last chunk) or "hang" (nothing more comes).
+    ``ends``: "clean", "cut" (closed without the last chunk), "open" (left to the caller) or "hang"
+    (nothing more comes).
     """
 
     async def script(exchange: Exchange) -> None:
@@ -153,7 +154,7 @@ def stream(
             await exchange.end()
         elif ends == "cut":
             await exchange.close()
-        else:
+        elif ends == "hang":
             await exchange.gone.wait()
 
     return script
@@ -171,13 +172,17 @@ async def drop(exchange: Exchange) -> None:
 
 @dataclass
 class Upstream:
-    """``by_key`` goes before ``by_model``, which goes before ``script``."""
+    """``by_key`` goes before ``by_model``, which goes before ``script``.
+
+    ``models`` is what a question for the list gets, unless ``lists`` says what it gets.
+    """
 
     url: str = ""
     script: Script = field(default_factory=completion)
     by_key: dict[str, Script] = field(default_factory=dict)
     by_model: dict[str, Script] = field(default_factory=dict)
     models: list[dict[str, Any]] = field(default_factory=lambda: [{"id": "json"}])
+    lists: Script | None = None
     requests: list[Request] = field(default_factory=list)
     open: set[Exchange] = field(default_factory=set)
     connections: int = 0
@@ -214,6 +219,8 @@ class Upstream:
 
     def _script(self, request: Request) -> Script:
         if request.method == "GET":
+            if self.lists is not None:
+                return self.lists
             return json_answer({"object": "list", "data": self.models})
         if request.key in self.by_key:
             return self.by_key[request.key]

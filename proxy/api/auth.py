@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from proxy.clock import monotonic, new_id
 from proxy.errors import ErrorReason, GatewayError
+from proxy.schema import is_loopback
 from proxy.types import Caller
 
 Scope = MutableMapping[str, Any]
@@ -23,7 +24,6 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 OPEN = frozenset(("/healthz", "/readyz"))
-_LOOPBACK = frozenset(("localhost", "127.0.0.1", "::1"))
 
 
 class Door:
@@ -105,16 +105,17 @@ _MASTER = Caller("master")
 
 
 def _is_local(host: bytes | None, origin: bytes | None) -> bool:
-    if host is not None and _hostname(b"//" + host) not in _LOOPBACK:
+    if host is not None and not is_loopback(_hostname(b"//" + host)):
         return False
-    return origin is None or _hostname(origin) in _LOOPBACK
+    return origin is None or is_loopback(_hostname(origin))
 
 
-def _hostname(address: bytes) -> str | None:
+def _hostname(address: bytes) -> str:
+    """The host that an address names; empty where it names none."""
     try:
-        return urlsplit(address.decode("ascii")).hostname
+        return urlsplit(address.decode("ascii")).hostname or ""
     except ValueError:
-        return None
+        return ""
 
 
 def _key(headers: list[tuple[bytes, bytes]]) -> bytes | None:

@@ -6,6 +6,7 @@ an odd type the rest is still read.
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import msgspec
@@ -58,19 +59,33 @@ class Answer(msgspec.Struct):
 
 _decode = msgspec.json.Decoder(Answer).decode
 _decode_any = msgspec.json.Decoder().decode
+_FAILURES = (msgspec.DecodeError, ValueError, RecursionError)
 
 
 def decode(document: bytes) -> Answer | None:
     """Read a chunk or body; None if it is no JSON object. Members of an odd type are left out."""
     try:
         return _decode(document)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except _FAILURES:
+        loose = _loose(document)
+    return _lenient(loose) if isinstance(loose, dict) else None
+
+
+def _loose(document: bytes) -> Any:
+    """What servers send as JSON and is not quite: NaN, half a character, a byte order mark.
+
+    NaN becomes null; what is no text becomes a replacement character, so that it can be stored.
+    """
+    try:
+        return _decode_any(document)
+    except _FAILURES:
         pass
     try:
-        loose = _decode_any(document)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        text = document.decode("utf-8-sig", "replace")
+        found = json.loads(text, parse_constant=lambda _: None)
+        return _decode_any(json.dumps(found, ensure_ascii=False).encode("utf-8", "replace"))
+    except _FAILURES:
         return None
-    return _lenient(loose) if isinstance(loose, dict) else None
 
 
 def _lenient(loose: dict[str, Any]) -> Answer:
@@ -83,6 +98,9 @@ def _lenient(loose: dict[str, Any]) -> Answer:
     choices = loose.get("choices")
     if isinstance(choices, list):
         answer.choices = [_lenient_choice(c) for c in choices if isinstance(c, dict)]
+    data = loose.get("data")
+    if isinstance(data, list):
+        answer.data = [msgspec.Raw(b"null")] * len(data)  # that there are some is what counts
     return answer
 
 
@@ -103,12 +121,32 @@ def _lenient_message(loose: dict[str, Any]) -> Message:
     for name in ("content", "reasoning", "reasoning_content", "thinking", "refusal"):
         value = loose.get(name)
         if isinstance(value, list):  # content in parts
-            value = "".join(p.get("text") or "" for p in value if isinstance(p, dict))
+            value = "".join(_part(part) for part in value)
         setattr(message, name, value if isinstance(value, str) else None)
     if isinstance(loose.get("tool_calls"), list):
         message.tool_calls = [
-            ToolCall(Function(arguments=str(c["function"].get("arguments") or "")))
-            for c in loose["tool_calls"]
-            if isinstance(c, dict) and isinstance(c.get("function"), dict)
+            ToolCall(_lenient_function(call["function"]))
+            for call in loose["tool_calls"]
+            if isinstance(call, dict) and isinstance(call.get("function"), dict)
         ]
+    details = loose.get("reasoning_details")
+    if isinstance(details, list):
+        message.reasoning_details = [msgspec.Raw(b"null")] * len(details)
+    if loose.get("audio") is not None:
+        message.audio = msgspec.Raw(b"null")
     return message
+
+
+def _lenient_function(loose: dict[str, Any]) -> Function:
+    return Function(_text(loose.get("name")), _text(loose.get("arguments")))
+
+
+def _part(part: Any) -> str:
+    return _text(part.get("text")) or "" if isinstance(part, dict) else ""
+
+
+def _text(value: Any) -> str | None:
+    """A string as it is; arguments that came as an object, as JSON."""
+    if value is None or isinstance(value, str):
+        return value
+    return msgspec.json.encode(value).decode()

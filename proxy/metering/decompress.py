@@ -22,7 +22,7 @@ class Decompressor:
         self._left = MAX_OUTPUT
 
     def feed(self, data: bytes) -> bytes:
-        if self._inflate is None or self._left <= 0:
+        if self._inflate is None:
             return b""
         try:
             text = self._inflate.decompress(data, self._left)
@@ -30,4 +30,6 @@ class Decompressor:
             self._inflate = None
             return b""
         self._left -= len(text)
+        if self._inflate.eof or self._left <= 0:
+            self._inflate = None  # what follows would be gathered in it, unread
         return text

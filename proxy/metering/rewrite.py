@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from itertools import islice
 
 import msgspec
 
 from proxy.metering.sse import payload
+
+MAX_TRIES = 16
+"""Members called ``model`` that are looked at: each costs reading the document."""
 
 _MODEL = re.compile(rb'"model"\s*:\s*("(?:[^"\\]|\\.)*")')
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
@@ -21,7 +25,7 @@ def model_rewriter(alias: str) -> Callable[[bytes], bytes]:
     value = msgspec.json.encode(alias)
 
     def rewrite(document: bytes) -> bytes:
-        for found in _MODEL.finditer(document):
+        for found in islice(_MODEL.finditer(document), MAX_TRIES):
             candidate = document[: found.start(1)] + value + document[found.end(1) :]
             if _only_model_differs(document, candidate):
                 return candidate

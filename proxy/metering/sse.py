@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 MAX_EVENT = 4 * 1024 * 1024
-"""An event longer than this passes unread."""
+"""An event longer than this passes unread, in pieces."""
 
 _BLANK_LINE = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)")
 _LINE_END = re.compile(rb"\r\n|\n|\r")
@@ -20,34 +20,51 @@ class EventSplitter:
     """Cuts a stream into events, whatever the reads looked like.
 
     ``feed`` gives the events that are whole, each with its blank line; ``rest`` is what has not
-    ended yet. Joined, they are the stream as it came.
+    ended yet. Joined, they are the stream as it came. The time is linear in the bytes.
     """
 
     def __init__(self) -> None:
-        self.rest = b""
+        self._rest = bytearray()
         self._searched = 0
+        self._too_long = False
+
+    @property
+    def rest(self) -> bytes:
+        return bytes(self._rest)
+
+    @property
+    def inside_event(self) -> bool:
+        """Whether an event has begun that has not ended."""
+        return self._too_long or bool(self._rest.strip())
 
     def feed(self, data: bytes) -> list[bytes]:
-        if not self.rest and b"\r" not in data:
-            if data.endswith(b"\n\n"):
-                events = data.split(b"\n\n")
-                events.pop()
+        if not self._rest and data.endswith(b"\n\n") and b"\r" not in data:
+            if data.find(b"\n\n") == len(data) - 2:
+                return [data]
+            events = data.split(b"\n\n")
+            if not events.pop():  # else three line ends: the third belongs to the next event
                 return [event + b"\n\n" for event in events]
-        elif len(self.rest) + len(data) > MAX_EVENT:
-            events, self.rest, self._searched = [self.rest + data], b"", 0
-            return events
         return self._feed_slowly(data)
 
     def _feed_slowly(self, data: bytes) -> list[bytes]:
-        text = self.rest + data
+        rest = self._rest
+        rest += data
         events = []
-        start = 0
-        for found in _BLANK_LINE.finditer(text, self._searched):
-            events.append(text[start : found.end()])
-            start = found.end()
-        self.rest = text[start:]
+        start, position = 0, self._searched
+        while (found := _BLANK_LINE.search(rest, position)) is not None:
+            position = found.end()
+            if position == len(rest) and found[0].endswith(b"\n\r"):
+                break  # its line feed is still to come
+            events.append(bytes(rest[start:position]))
+            start = position
+            self._too_long = False
+        del rest[:start]
+        if len(rest) > MAX_EVENT or self._too_long:
+            events.append(bytes(rest[:-3]))
+            del rest[:-3]
+            self._too_long = True
         # A blank line may straddle two reads: look again at the last three bytes.
-        self._searched = max(0, len(self.rest) - 3)
+        self._searched = max(0, len(rest) - 3)
         return events
 
 

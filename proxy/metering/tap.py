@@ -44,7 +44,7 @@ class Tap:
 
     def note(self, answer: Answer) -> None:
         """Keep what any chunk or body may carry beside its choices."""
-        if answer.error is not None:
+        if answer.error and self.error is None:
             self.error = answer.error
             self.meaningful = True
         if answer.usage is not None:
@@ -53,6 +53,7 @@ class Tap:
             self.usage = pick(self.usage, answer.x_groq.get("usage"))
             if self.error is None and answer.x_groq.get("error"):
                 self.error = {"message": answer.x_groq["error"]}
+                self.meaningful = True
         if answer.timings is not None:
             self.usage = pick(from_timings(answer.timings), self.usage)
             self.details["timings"] = answer.timings
@@ -72,6 +73,7 @@ class Tap:
             self.meaningful = True
         if self.error is None and (choice.error or choice.finish_reason == "error"):
             self.error = choice.error or {"message": "the provider ended with an error"}
+            self.meaningful = True
 
 
 class StreamTap(Tap):
@@ -79,8 +81,11 @@ class StreamTap(Tap):
 
     ``feed`` gives the bytes for the client: those that came, unless an event is withheld
     (``hide_usage``: the usage-only event that the client did not ask for) or rewritten
-    (``rewrite``: called with an event and its data). Then bytes are handed on event by event.
+    (``rewrite``: called with an event). Then bytes are handed on event by event.
     """
+
+    chunk_count: int  # events with output
+    response_length: int  # characters of content
 
     def __init__(
         self,
@@ -100,6 +105,8 @@ class StreamTap(Tap):
         self._decompressor = Decompressor(encoding) if encoding else None
         self._step = 1
         self._skipped = 0
+        self._fed_at = 0.0
+        self._finished = False
 
     @property
     def complete(self) -> bool:
@@ -109,11 +116,12 @@ class StreamTap(Tap):
     @property
     def inside_event(self) -> bool:
         """Whether an event has begun that has not ended."""
-        return bool(self._splitter.rest.strip())
+        return self._splitter.inside_event
 
     def feed(self, data: bytes, at: float) -> bytes:
         if self.first_byte is None:
             self.first_byte = at
+        self._fed_at = at
         if self._decompressor is not None:
             self._watch(self._splitter.feed(self._decompressor.feed(data)), at)
             return data
@@ -127,11 +135,15 @@ class StreamTap(Tap):
         return self._watch(events, at)
 
     def finish(self) -> bytes:
-        """The stream has ended: what was held back of an event that never did."""
+        """The stream has ended: what was held back of an event that never did, once."""
+        if self._finished:
+            return b""
+        self._finished = True
         rest = self._splitter.rest
         found = payload(rest)
-        if found is not None and self.last_token is not None:
-            self._read(found, self.last_token)
+        if found is not None and self._read(found, self._fed_at) and self._hide_usage:
+            self._splitter = EventSplitter()
+            return b""
         return rest if self._by_event and self._decompressor is None else b""
 
     def _watch(self, events: list[bytes], at: float) -> bytes:
@@ -157,7 +169,7 @@ class StreamTap(Tap):
         self.note(answer)
         choices = answer.choices
         if not choices:
-            return choices is not None and isinstance(answer.usage, dict)
+            return choices is not None and isinstance(answer.usage, dict) and not answer.error
         length = 0
         output = False
         for choice in choices:
@@ -191,15 +203,14 @@ class StreamTap(Tap):
             return True
         called = False
         for call in delta.tool_calls or ():
-            text = call.function and (call.function.name or call.function.arguments)
-            if text:
-                called = True
-                self.seen_tokens += estimate.delta_tokens(text)
+            for text in (call.function.name, call.function.arguments) if call.function else ():
+                if text:
+                    called = True
+                    self.seen_tokens += estimate.delta_tokens(text)
         return called or delta.audio is not None
 
     def _token(self, at: float, length: int) -> None:
         self.meaningful = True
-        assert self.chunk_count is not None and self.response_length is not None
         self.chunk_count += 1
         self.response_length += length
         last = self.last_token
@@ -229,6 +240,7 @@ class BodyTap(Tap):
         self._encoding = encoding
         self._parts: list[bytes] = []
         self._size = 0
+        self._finished = False
 
     def feed(self, data: bytes, at: float) -> bytes:
         if self.first_byte is None:
@@ -241,11 +253,15 @@ class BodyTap(Tap):
         return data
 
     def finish(self) -> None:
+        """The body has ended. May be called again, and has no effect then."""
+        if self._finished:
+            return
+        self._finished = True
         body = b"".join(self._parts)
         self._parts.clear()
         if self._encoding:
             body = Decompressor(self._encoding).feed(body)
-        self.empty = not body.strip()
+        self.empty = not body.strip() and self._size <= MAX_BODY
         answer = decode(body)
         if answer is None:
             return

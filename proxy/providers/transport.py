@@ -66,7 +66,7 @@ class Transport(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         url = request.url
         origin = (url.raw_scheme, url.host, url.port or (443 if url.scheme == "https" else 80))
-        timeout = request.extensions.get("timeout", DEFAULT_TIMEOUT)
+        waits = request.extensions.get("timeout", DEFAULT_TIMEOUT)
         if isinstance(request.stream, httpx.ByteStream):
             content = b"".join(request.stream)
         else:
@@ -75,11 +75,11 @@ class Transport(httpx.AsyncBaseTransport):
         connection = self._take_idle(origin)
         if connection is not None:
             try:
-                return await connection.exchange(payload, timeout)
+                return await connection.exchange(payload, waits)
             except _Stale:
                 pass
-        connection = await self._connect(origin, timeout.get("connect"))
-        return await connection.exchange(payload, timeout)
+        connection = await self._connect(origin, waits.get("connect"))
+        return await connection.exchange(payload, waits)
 
     async def aclose(self) -> None:
         """Close every connection; what was under way on them fails."""
@@ -175,7 +175,7 @@ class _Connection(asyncio.Protocol):
 
     # The exchange.
 
-    async def exchange(self, payload: bytes, timeout: dict[str, float]) -> httpx.Response:
+    async def exchange(self, payload: bytes, waits: dict[str, float | None]) -> httpx.Response:
         """Send a request and wait for the head of the answer; its body is read later."""
         transport = self._transport
         assert transport is not None
@@ -185,11 +185,12 @@ class _Connection(asyncio.Protocol):
         self._headers = []
         self._beside = 0
         self._received = self._until_close = False
-        self._read_timeout = timeout.get("read")
+        self._read_timeout = waits.get("read")
         self._sent = self.loop.time()
-        head = self._head = self.loop.create_future()
+        head: asyncio.Future[httpx.Response] = self.loop.create_future()
+        self._head = head
         transport.write(payload)
-        self.expect(timeout.get("first_byte", self._read_timeout))
+        self.expect(waits.get("first_byte", self._read_timeout))
         try:
             return await head
         except BaseException:
@@ -326,7 +327,8 @@ class _Connection(asyncio.Protocol):
 
     def _finish(self, keep: bool) -> None:
         body, self._body, self._parser, self._head = self._body, None, None, None
-        assert body is not None and self._transport is not None
+        assert body is not None
+        assert self._transport is not None
         self.expect(None)
         body.complete()
         if not keep or self._transport.is_closing() or self._transport.get_write_buffer_size():

@@ -139,6 +139,7 @@ class _Request(msgspec.Struct):
 
 _decode = msgspec.json.Decoder(_Request).decode
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_options = msgspec.json.Decoder(dict[str, msgspec.Raw] | None).decode
 
 
 def _typed(body: bytes, operation: Operation) -> dict[str, Any]:
@@ -170,9 +171,8 @@ def _untyped(body: bytes) -> dict[str, Any]:
     if not isinstance(loose, dict):
         raise _invalid("The body must be a JSON object.")
     messages = loose.get("messages")
-    if isinstance(messages, list):
-        loose["message_count"] = len(messages)
-    return loose
+    counted = len(messages) if isinstance(messages, list) else None
+    return {**loose, "message_count": counted, "prompt_length": None}
 
 
 def _asked(read: dict[str, Any], model: str) -> Asked:
@@ -225,7 +225,7 @@ def _with_usage(options: msgspec.Raw | None) -> msgspec.Raw:
     members: dict[str, Any] = {}
     if options is not None:
         try:
-            members = dict(_members(options))
+            members = dict(_options(options) or {})
         except msgspec.DecodeError:
             return options
     members["include_usage"] = True

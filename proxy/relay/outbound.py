@@ -24,6 +24,7 @@ from proxy.types import Fault, Headers
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
+STOPPED = "the gateway was stopped"
 MAX_HELD = 8 * 1024 * 1024
 """Bytes of a JSON answer that are held to see it whole; a longer one goes out as it comes."""
 
@@ -138,11 +139,11 @@ class Outbound:
                 data = tap.feed(chunk, monotonic())
                 if data:
                     await send({"type": "http.response.body", "body": data, "more_body": True})
+            cut = None
         except httpx.HTTPError as exc:
-            self.attempt.ended = monotonic()
-            return await self._break_off(send, fault_of(exc, sent=True))
+            cut = fault_of(exc, sent=True)
         self.attempt.ended = self.attempt.ended or monotonic()
-        return await self._end(send)
+        return await self._end(send, cut)
 
     def release(self) -> None:
         """Give the key back and let go of the upstream: at once, whatever state it is in."""
@@ -154,6 +155,12 @@ class Outbound:
             pass
         finally:
             closing.close()
+
+    async def interrupt(self, send: Send) -> None:
+        """Break the answer off, because the gateway is being stopped."""
+        if not self.told_all:
+            rest = self.tap.finish() if isinstance(self.tap, StreamTap) else b""
+            await self._break_off(send, Fault(ErrorReason.INTERRUPTED, STOPPED), rest)
 
     async def _hold(self) -> bool:
         try:
@@ -192,30 +199,32 @@ class Outbound:
         await send({"type": "http.response.body", "body": body, "more_body": False})
         return True
 
-    async def _end(self, send: Send) -> bool:
-        tap = self.tap
+    async def _end(self, send: Send, cut: Fault | None) -> bool:
+        tap, rest = self.tap, b""
         if isinstance(tap, BodyTap):
             tap.finish()
         else:
             rest = tap.finish()
-            if rest:
-                await send({"type": "http.response.body", "body": rest, "more_body": True})
-            if tap.error is None and not tap.complete:
-                fault = Fault(
+            if tap.done:
+                cut = None  # nothing that matters is missing
+            elif cut is None and tap.error is None and not tap.complete:
+                cut = Fault(
                     ErrorReason.TRUNCATED,
-                    "the upstream's stream ended without finish_reason and [DONE]",
+                    "the upstream's stream ended before the answer was complete",
                     status=self.status,
                 )
-                return await self._break_off(send, fault)
+        if cut is not None:
+            return await self._break_off(send, cut, rest)
+        if rest:
+            await send({"type": "http.response.body", "body": rest, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
         return True
 
-    async def _break_off(self, send: Send, fault: Fault) -> bool:
+    async def _break_off(self, send: Send, fault: Fault, rest: bytes) -> bool:
         """Tell the client that its stream is broken, and leave it without an end."""
         self.attempt.fault = fault
         tap = self.tap
         if isinstance(tap, StreamTap) and tap.error is None:
-            rest = tap.finish()
             gap = b"\n\n" if tap.inside_event else b""
             code = "stream_timeout" if fault.reason is ErrorReason.TIMEOUT else "stream_truncated"
             error = {"message": fault.message, "type": "api_error", "param": None, "code": code}
@@ -238,6 +247,15 @@ def fault_of(exc: httpx.HTTPError, *, sent: bool = False) -> Fault:
     if isinstance(exc, httpx.RemoteProtocolError):
         return Fault(ErrorReason.BAD_RESPONSE, message, executed=True)
     return Fault(ErrorReason.STREAM_ERROR, message, executed=True)
+
+
+async def interrupt(send: Send, outbound: Outbound | None, headers: Headers) -> None:
+    """Tell the client that the gateway is being stopped, in whatever state its call is."""
+    if outbound is not None:
+        await outbound.interrupt(send)
+        return
+    error = GatewayError(503, STOPPED, ErrorReason.INTERRUPTED, code="interrupted")
+    await send_error(send, error, headers)
 
 
 async def send_error(send: Send, error: GatewayError, headers: Headers) -> None:

@@ -22,7 +22,7 @@ from proxy.providers.base import Provider
 from proxy.relay.attribution import attribution
 from proxy.relay.client import ClientWatch
 from proxy.relay.inbound import ClientGone, Inbound, parse, read_body
-from proxy.relay.outbound import Outbound, Send, fault_of, send_error
+from proxy.relay.outbound import STOPPED, Outbound, Send, fault_of, interrupt, send_error
 from proxy.relay.verdict import client_answer, judge
 from proxy.routing.keypool import KeyLease, KeyPool, Parked
 from proxy.routing.planner import Planner
@@ -119,7 +119,9 @@ class Relay:
             if outbound is not None and outbound.told_all:
                 meter.close("success", outbound.status)
             if not watch.gone:
-                meter.close("error", None, reason=ErrorReason.INTERRUPTED, message="shut down")
+                status = outbound.status if outbound is not None else 503
+                meter.close("error", status, reason=ErrorReason.INTERRUPTED, message=STOPPED)
+                await interrupt(send, outbound, _answer_headers(meter))
                 raise
             meter.close("cancelled", 499, reason=ErrorReason.CLIENT_CLOSED, message=_LEFT)
         except Exception as exc:

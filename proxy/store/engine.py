@@ -79,6 +79,10 @@ class Store:
             writer = _writer(self._address)
             try:
                 await schema.ensure(writer, self._address)
+                # The one connection is made here, where nobody is cancelled: the pool would let
+                # others wait for half a minute for one whose making was given up.
+                async with writer.connect():
+                    pass
             except (SQLAlchemyError, OSError) as error:
                 await writer.dispose()
                 raise StoreError(self._unusable(error)) from error

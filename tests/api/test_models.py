@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from proxy.api.errors import install
+from proxy.api.models import models_router
+from proxy.types import ModelInfo
+
+LISTED = [
+    ModelInfo(
+        "lab", "vendor/big", {"id": "vendor/big", "created": 17, "owned_by": "us", "context": 8}
+    ),
+    ModelInfo("lab", "small", {"id": "small", "object": "odd", "created": "yesterday"}),
+    ModelInfo("other", "small", {}),
+    ModelInfo("other", "fast", {}),
+]
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[httpx.AsyncClient]:
+    async def listed() -> list[ModelInfo]:
+        return LISTED
+
+    app = FastAPI()
+    install(app)
+    app.include_router(models_router(["fast", "our/fast"], listed))
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+        yield client
+
+
+async def test_all_lists_are_one_with_the_aliases_first(client: httpx.AsyncClient) -> None:
+    answer = (await client.get("/v1/models")).json()
+    assert answer["object"] == "list"
+    assert [entry["id"] for entry in answer["data"]] == [
+        "fast",
+        "our/fast",
+        "lab/vendor/big",
+        "lab/small",
+        "other/small",
+        "other/fast",
+    ]
+    assert {entry["object"] for entry in answer["data"]} == {"model"}
+    assert {type(entry["created"]) for entry in answer["data"]} == {int}
+    assert {type(entry["owned_by"]) for entry in answer["data"]} == {str}
+
+
+async def test_what_a_provider_says_of_a_model_stays(client: httpx.AsyncClient) -> None:
+    answer = await client.get("/v1/models/lab/vendor/big")
+    assert answer.json() == {
+        "id": "lab/vendor/big",
+        "object": "model",
+        "created": 17,
+        "owned_by": "us",
+        "context": 8,
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("fast", "fast"),
+        ("our/fast", "our/fast"),
+        ("lab/small", "lab/small"),
+        ("other/small", "other/small"),
+        ("small", "lab/small"),
+        ("vendor/big", "lab/vendor/big"),
+        ("other/fast", "other/fast"),
+    ],
+)
+async def test_one_model_is_found_by_every_name_it_is_called_by(
+    client: httpx.AsyncClient, name: str, found: str
+) -> None:
+    answer = await client.get(f"/v1/models/{name}")
+    assert (answer.status_code, answer.json()["id"]) == (200, found)
+
+
+@pytest.mark.parametrize("name", ["none", "lab", "lab/none", "x/fast", "%20", "x" * 3000])
+async def test_a_model_that_is_not_there_is_404(client: httpx.AsyncClient, name: str) -> None:
+    answer = await client.get(f"/v1/models/{name}")
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (404, "model_not_found")
+    assert len(error["message"]) < 300

@@ -1,0 +1,25 @@
+"""The upstream client runs on uvloop where there is one and on asyncio elsewhere: test on both."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+
+try:
+    import uvloop
+except ImportError:  # Windows has none
+    LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
+else:
+    LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> Mapping[str, Callable[[], Any]]:
+    """Both loops for the client's own tests, the usual one for all others."""
+    if item.path.name.startswith("test_transport"):
+        return LOOPS
+    return {"asyncio": asyncio.new_event_loop}

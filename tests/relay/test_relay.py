@@ -1,0 +1,287 @@
+"""What no client can bring about at will: a call that is left or broken at each of its waits."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from proxy.clock import monotonic
+from proxy.metering.meter import Books
+from proxy.metering.pricing import Quote
+from proxy.providers.base import Provider
+from proxy.providers.openai import OpenAI
+from proxy.relay.relay import Limits, Relay
+from proxy.routing.keypool import Key, KeyPool
+from proxy.routing.planner import AliasRoute, Planner
+from proxy.types import Caller, CallRecord, Operation, Target
+from tests.relay.test_outbound import DONE, JSON, SSE, Body, Client
+from tests.upstream import event
+
+Step = Callable[[], Any]
+
+
+class Wait:
+    """A point where a call waits: ``reached`` when it is there, and then for ever."""
+
+    def __init__(self) -> None:
+        self.reached = asyncio.Event()
+
+    async def __call__(self, *_: object) -> Any:
+        self.reached.set()
+        await asyncio.Event().wait()
+
+
+class Stalled(Body):
+    """Sends its parts and then nothing more."""
+
+    def __init__(self, wait: Step, *parts: bytes) -> None:
+        super().__init__(*parts)
+        self.wait = wait
+
+    async def __anext__(self) -> bytes:
+        return await super().__anext__() if self.waiting else await self.wait()
+
+
+class Upstream(httpx.AsyncBaseTransport):
+    """Answers with ``status`` and ``body``, once ``head`` is through."""
+
+    def __init__(
+        self, status: int = 200, body: Body | None = None, head: Step | None = None
+    ) -> None:
+        self.status = status
+        self.body = body or Body(event({"content": "a"}), event(finish="stop"), DONE)
+        self.head = head
+        self.requests: list[httpx.Request] = []
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        self.requests.append(request)
+        if self.head is not None:
+            await self.head()
+        kind = SSE if self.status == 200 else JSON
+        return httpx.Response(self.status, headers=[kind], stream=self.body)
+
+
+class Call:
+    """One call through a relay with one provider, one key and one alias."""
+
+    def __init__(self, upstream: Upstream, model: str = "lab/m") -> None:
+        self.upstream = upstream
+        self.client = Client()
+        self.send: Any = self.client.send
+        self.refresh: Any = self.nothing
+        self.records: list[CallRecord] = []
+        self.broken: list[tuple[str, str | None, str | None]] = []
+        self.listening = asyncio.Event()
+        self.left = asyncio.Event()
+        self.body: bytes | None = json.dumps({"model": model, "stream": True}).encode()
+        self.headers = [(b"x-agent-name", b"tester")]
+        self.key = Key("k1", "sk-1", "org")
+
+    async def nothing(self) -> None: ...
+
+    async def receive(self) -> dict[str, Any]:
+        if self.body is not None:
+            body, self.body = self.body, None
+            return {"type": "http.request", "body": body}
+        self.listening.set()
+        await self.left.wait()
+        return {"type": "http.disconnect"}
+
+    def note(self, exc: BaseException, request_id: str | None, path: str | None) -> None:
+        self.broken.append((type(exc).__name__, request_id, path))
+
+    def relay(self, tasks: asyncio.TaskGroup) -> Relay:
+        targets = (Target("lab", "m"), Target("lab", "other"))
+        return Relay(
+            planner=Planner(["lab"], {"two": AliasRoute(targets)}, {"m": "lab"}.get, list),
+            providers={"lab": Provider.of("lab", OpenAI(), base_url="http://up/v1")},
+            pools={"lab": KeyPool("lab", [self.key])},
+            transport=self.upstream,
+            books=Books(self.records.append, lambda *_: Quote(None, "none", None), str, "metadata"),
+            limits=Limits(1_000_000, 3600, 3600),
+            start=tasks.create_task,
+            refresh_models=lambda: self.refresh(),
+            parked=lambda *_: None,
+            broken=self.note,
+        )
+
+    async def serve(
+        self,
+        interrupt: Callable[[asyncio.Task[None]], object] | None = None,
+        wait: Wait | None = None,
+    ) -> bool:
+        """Serve; with ``interrupt``, do that once ``wait`` is reached. True if it was cancelled."""
+        scope = {
+            "request_id": "ID",
+            "caller": Caller("master"),
+            "headers": self.headers,
+            "path": "/v1/chat/completions",
+            "started": monotonic(),
+        }
+        async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+            relay = self.relay(tasks)
+            serving = tasks.create_task(relay.serve(Operation.CHAT, scope, self.receive, self.send))
+            if interrupt is not None and wait is not None:
+                await wait.reached.wait()
+                assert relay.in_flight == 1
+                interrupt(serving)
+            await asyncio.wait([serving])
+        assert (relay.in_flight, self.key.in_flight) == (0, 0)
+        return serving.cancelled()
+
+    @property
+    def row(self) -> CallRecord:
+        (record,) = self.records
+        assert record.is_final
+        return record
+
+
+def at_the_body(wait: Wait) -> Call:
+    call = Call(Upstream())
+    call.body, call.listening = None, wait.reached
+    return call
+
+
+def at_the_lists(wait: Wait) -> Call:
+    call = Call(Upstream(), "m")
+    call.refresh = wait
+    return call
+
+
+def at_the_head(wait: Wait) -> Call:
+    return Call(Upstream(head=wait))
+
+
+def at_a_refusals_body(wait: Wait) -> Call:
+    return Call(Upstream(500, Stalled(wait, b'{"error"')))
+
+
+def at_the_first_event(wait: Wait) -> Call:
+    return Call(Upstream(body=Stalled(wait, event({"role": "assistant"}))))
+
+
+def at_the_next_event(wait: Wait) -> Call:
+    return Call(Upstream(body=Stalled(wait, event({"content": "a"}))))
+
+
+def at_sending_the_head(wait: Wait) -> Call:
+    call = Call(Upstream())
+    call.send = wait
+    return call
+
+
+def at_sending_a_chunk(wait: Wait) -> Call:
+    call = Call(Upstream())
+
+    async def send(message: dict[str, Any]) -> None:
+        await (wait() if message["type"].endswith("body") else call.client.send(message))
+
+    call.send = send
+    return call
+
+
+WAITS = [
+    at_the_body,
+    at_the_lists,
+    at_the_head,
+    at_a_refusals_body,
+    at_the_first_event,
+    at_the_next_event,
+    at_sending_the_head,
+    at_sending_a_chunk,
+]
+ATTEMPTED = WAITS[2:]
+
+
+@pytest.mark.parametrize("place", WAITS)
+async def test_a_client_that_leaves_is_counted_and_nothing_stays_held(
+    place: Callable[[Wait], Call],
+) -> None:
+    wait = Wait()
+    call = place(wait)
+    assert not await call.serve(lambda _: call.left.set(), wait)
+    assert (call.row.status, call.row.client_status) == ("cancelled", 499)
+    assert call.row.error_reason == "client_closed"
+    assert call.row.key_id == ("k1" if place in ATTEMPTED else None)
+    assert call.upstream.body.closed == (place in ATTEMPTED and place is not at_the_head)
+    assert not call.broken
+
+
+@pytest.mark.parametrize("place", WAITS)
+async def test_a_call_that_is_cut_by_the_end_is_counted_and_nothing_stays_held(
+    place: Callable[[Wait], Call],
+) -> None:
+    wait = Wait()
+    call = place(wait)
+    assert await call.serve(lambda serving: serving.cancel(), wait)
+    assert (call.row.status, call.row.client_status) == ("error", None)
+    assert call.row.error_reason == "interrupted"
+    assert call.upstream.body.closed == (place in ATTEMPTED and place is not at_the_head)
+    assert not call.broken
+
+
+class Mistake(Exception):
+    pass
+
+
+def mistaken(*_: object) -> Any:
+    raise Mistake("secret words")
+
+
+@pytest.mark.parametrize("place", WAITS[1:])
+async def test_a_mistake_of_ours_is_a_500_a_row_and_a_report(place: Callable[[Any], Call]) -> None:
+    call = place(mistaken)
+    assert not await call.serve()
+    assert call.broken == [("Mistake", "ID", "/v1/chat/completions")]
+    assert (call.row.status, call.row.error_reason) == ("error", "internal")
+    assert (call.row.client_status, call.row.error_message) == (500, "Mistake")
+    assert call.upstream.body.closed == (place in ATTEMPTED and place is not at_the_head)
+    if place in (at_the_next_event, at_sending_a_chunk):
+        assert call.client.status == 200  # and no end: the connection is cut
+        assert not call.client.ended
+    elif place is not at_sending_the_head:
+        assert (call.client.status, call.client.ended) == (500, True)
+        assert b"secret words" not in call.client.body
+
+
+async def test_a_call_that_goes_well_is_one_row_and_gives_all_back() -> None:
+    call = Call(Upstream(), "m")
+    assert not await call.serve()
+    assert (call.row.status, call.row.client_status, call.row.http_status) == ("success", 200, 200)
+    assert (call.row.provider, call.row.model, call.row.requested_model) == ("lab", "m", "m")
+    assert (call.row.client_id, call.row.agent_name) == ("master", "tester")
+    assert (call.client.status, call.client.ended) == (200, True)
+    assert call.upstream.body.closed == 1
+
+
+async def test_failed_attempts_are_rows_that_are_not_final() -> None:
+    call = Call(Upstream(500, Body(b'{"error": {"message": "no"}}')), "two")
+    await call.serve()
+    assert [(row.attempt, row.is_final, row.model) for row in call.records] == [
+        (1, False, "m"),
+        (2, True, "other"),
+    ]
+    assert {row.error_reason for row in call.records} == {"server_error"}
+    assert call.client.status == 502
+    assert (b"x-tollkeeper-attempts", b"2") in call.client.headers
+
+
+async def test_a_request_goes_up_with_our_key_and_no_more_of_the_client_than_is_listed() -> None:
+    call = Call(Upstream())
+    call.headers += [(b"authorization", b"Bearer client"), (b"cookie", b"a"), (b"accept", b"x/y")]
+    await call.serve()
+    (request,) = call.upstream.requests
+    assert str(request.url) == "http://up/v1/chat/completions"
+    assert dict(request.headers) == {
+        "host": "up",
+        "content-type": "application/json",
+        "accept-encoding": "identity",
+        "user-agent": "tollkeeper",
+        "authorization": "Bearer sk-1",
+        "accept": "x/y",
+    }

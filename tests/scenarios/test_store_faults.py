@@ -1,0 +1,174 @@
+"""A database that is locked, missing or broken costs no request, and its rows come later."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.gateway import Gateway, lab, running
+from tests.upstream import Upstream, error, stream, words
+
+Start = Callable[..., Awaitable[Gateway]]
+
+
+async def until(true: Callable[[], Awaitable[bool]]) -> None:
+    for _ in range(400):
+        if await true():
+            return
+        await asyncio.sleep(0.02)
+    raise AssertionError("it never came to be")
+
+
+async def recorder(gateway: Gateway) -> dict[str, Any]:
+    got = await gateway.client.get("/stats")
+    assert got.status_code == 200
+    found: dict[str, Any] = got.json()["recorder"]
+    return found
+
+
+@asynccontextmanager
+async def locked(database: Path) -> AsyncIterator[None]:
+    """Holds the database for writing, as a careless program beside the gateway would."""
+    connection = sqlite3.connect(database, isolation_level=None)
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    finally:
+        connection.execute("ROLLBACK")
+        connection.close()
+
+
+async def test_a_locked_database_delays_rows_and_nothing_else(
+    gateway: Gateway, upstream: Upstream
+) -> None:
+    before = await recorder(gateway)
+    async with locked(gateway.database):
+        answers = [await gateway.chat("lab/json") for _ in range(5)]
+        upstream.script = stream(words("a", "b"))
+        answers += await asyncio.gather(*(gateway.chat("lab/json", stream=True) for _ in range(5)))
+        assert {got.status_code for got in answers} == {200}
+
+        async def told() -> bool:
+            return (await recorder(gateway))["last_error"] is not None
+
+        await until(told)
+        now = await recorder(gateway)
+        assert now["queued"] >= 10
+        assert "locked" in now["last_error"]
+        assert (await gateway.chat("lab/json")).status_code == 200
+        assert not gateway.select("SELECT id FROM api_calls")
+    rows = await gateway.rows(11)
+    ids = [got.headers["x-request-id"] for got in answers]
+    assert [row["request_id"] for row in rows][:5] == ids[:5]
+    assert {row["request_id"] for row in rows[:10]} == set(ids)
+
+    async def written() -> bool:
+        return (await recorder(gateway))["recorded"] == before["recorded"] + 11
+
+    await until(written)
+    assert (await recorder(gateway))["dropped"] == 0
+
+
+def in_the_way(folder: Path) -> Path:
+    """A regular file stands where a folder of the database's path should be."""
+    (folder / "file").write_text("no folder")
+    return folder / "file"
+
+
+def garbage(folder: Path) -> Path:
+    """A file that is no database."""
+    (folder / "file").mkdir()
+    path = folder / "file" / "new.db"
+    path.write_bytes(b"this is no database at all " * 400)
+    return path
+
+
+EVERY_PATH = (
+    "/stats /stats/summary /stats/calls /stats/calls/X /stats/providers /stats/models"
+    " /stats/endpoints /stats/errors /stats/keys /stats/timeseries /stats/rate-limits"
+    " /stats/health /stats/tps /stats/system /stats/costs/daily /stats/database"
+).split()
+
+
+@pytest.mark.parametrize("spoil", [in_the_way, garbage])
+async def test_without_a_database_every_call_is_served(
+    upstream: Upstream, tmp_path: Path, spoil: Callable[[Path], Path]
+) -> None:
+    obstacle = spoil(tmp_path)
+    database = tmp_path / "file" / "new.db"
+    config = {
+        "providers": {"lab": lab(upstream.url)},
+        "telemetry": {"database_url": f"sqlite+aiosqlite:///{database}"},
+    }
+    async with running(tmp_path, config) as gateway:
+        assert (await gateway.client.get("/readyz")).status_code == 200
+        got = await gateway.chat("lab/json")
+        assert got.status_code == 200
+
+        async def told() -> bool:
+            return (await recorder(gateway))["last_error"] is not None
+
+        await until(told)
+        now = await recorder(gateway)
+        assert (now["recorded"], now["dropped"]) == (0, 0)
+        assert now["queued"] >= 1
+        for path in EVERY_PATH:
+            shown = await gateway.client.get(path)
+            assert shown.status_code in (200, 404, 503), path
+            assert "Traceback" not in shown.text
+            if shown.status_code != 200:
+                assert set(shown.json()["error"]) == {"message", "type", "param", "code"}
+        assert (await gateway.chat("lab/json")).status_code == 200
+
+        obstacle.unlink()  # somebody repairs it, and what was kept back arrives
+        gateway.database = database
+        rows = await gateway.rows(2)
+        assert rows[0]["request_id"] == got.headers["x-request-id"]
+
+
+@pytest.mark.parametrize("telemetry", [{"enabled": False}, {"privacy_level": "none"}])
+async def test_where_nothing_is_to_be_kept_nothing_is(
+    upstream: Upstream, start: Start, tmp_path: Path, telemetry: dict[str, Any]
+) -> None:
+    database = tmp_path / "never" / "calls.db"
+    telemetry["database_url"] = f"sqlite+aiosqlite:///{database}"
+    upstream.by_model["busy"] = error(429, "slow down", retry_after="40")
+    gateway = await start({"providers": {"lab": lab(upstream.url)}, "telemetry": telemetry})
+    got = await gateway.chat("lab/json")
+    assert got.status_code == 200
+    assert got.headers["x-request-id"]
+    upstream.script = stream(words("a"))
+    assert (await gateway.chat("lab/json", stream=True)).status_code == 200
+    assert (await gateway.chat("nobody/m")).status_code == 404
+    assert [(await gateway.chat("lab/busy")).status_code for _ in range(2)] == [429, 429]
+    assert len(upstream.calls) == 3, "what was learnt of the key lives in memory"
+    await asyncio.sleep(0.5)
+    assert not database.parent.exists()
+    for path in EVERY_PATH:
+        shown = await gateway.client.get(path)
+        assert shown.status_code == (404 if path.endswith("/X") else 200), path
+        if "data" in shown.json() and path not in ("/stats/keys", "/stats/timeseries"):
+            assert shown.json()["data"] == [], path
+    totals = (await gateway.client.get("/stats")).json()["totals"]
+    assert (totals["requests"], totals["cost_usd"]) == (0, 0)
+    [key] = (await gateway.client.get("/stats/keys")).json()["data"]
+    assert key["state"] == "cooling"
+
+
+async def test_a_database_that_is_taken_away_while_it_serves_costs_no_request(
+    gateway: Gateway, upstream: Upstream
+) -> None:
+    await gateway.chat("lab/json")
+    await gateway.row()
+    for path in gateway.database.parent.glob("calls.db*"):
+        path.unlink()
+    answers: list[httpx.Response] = [await gateway.chat("lab/json") for _ in range(3)]
+    assert {got.status_code for got in answers} == {200}
+    assert (await gateway.client.get("/stats")).status_code == 200

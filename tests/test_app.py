@@ -1,0 +1,269 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from proxy import app as module
+from proxy.app import create_app
+from proxy.config import load
+from proxy.observe.host import HostSampler
+from proxy.store.address import SchemaError
+from tests.gateway import Gateway, lab
+from tests.upstream import Upstream, completion, error, json_answer
+
+Start = Callable[..., Awaitable[Gateway]]
+CHAT = {"model": "lab/json", "messages": []}
+
+
+class Ended(Exception):
+    """The lifespan failed; ``args`` is what it said."""
+
+
+@asynccontextmanager
+async def alive(app: Any) -> AsyncIterator[httpx.AsyncClient]:
+    """The app between the start and the end of its lifespan, asked without a socket."""
+    orders: asyncio.Queue[str] = asyncio.Queue()
+    told: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+
+    async def receive() -> dict[str, Any]:
+        return {"type": await orders.get()}
+
+    async def say(order: str) -> None:
+        orders.put_nowait(f"lifespan.{order}")
+        message = await told.get()
+        if message["type"] != f"lifespan.{order}.complete":
+            raise Ended(message.get("message"))
+
+    async with asyncio.timeout(30), asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(app({"type": "lifespan", "state": {}}, receive, told.put))
+        try:
+            await say("startup")
+            transport = httpx.ASGITransport(app)
+            async with httpx.AsyncClient(
+                transport=transport, base_url="http://localhost"
+            ) as client:
+                yield client
+            await say("shutdown")
+        finally:
+            running.cancel()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory, on a machine without an Ollama."""
+
+    async def no(*_: object) -> bool:
+        return False
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(module.ollama, "answers", no)
+    return tmp_path
+
+
+# What it finds.
+
+
+async def test_with_nothing_configured_the_demo_answers_and_is_metered(folder: Path) -> None:
+    app = create_app(load(None, {}, {}))
+    assert app.state.ready is False
+    async with alive(app) as client:
+        assert app.state.ready is True
+        assert app.state.providers == [("demo", 0)]
+        assert app.state.example_model.startswith("demo/")
+        body = {"model": app.state.example_model, "messages": [{"role": "user", "content": "hi"}]}
+        answer = await client.post("/v1/chat/completions", json=body)
+        assert answer.status_code == 200
+        assert answer.headers["x-tollkeeper-provider"] == "demo"
+    assert app.state.ready is False
+    with sqlite3.connect(folder / "data" / "tollkeeper.db") as connection:
+        rows = connection.execute("SELECT provider, status FROM api_calls").fetchall()
+    connection.close()
+    assert rows == [("demo", "success")]
+
+
+async def test_an_ollama_that_answers_is_found_by_itself(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def yes(transport: object, address: str) -> bool:
+        return address == "http://127.0.0.1:11434/v1"
+
+    monkeypatch.setattr(module.ollama, "answers", yes)
+    app = create_app(load(None, {}, {}), httpx.MockTransport(lambda _: httpx.Response(503)))
+    async with alive(app):
+        assert app.state.providers == [("ollama", 0)]
+        assert app.state.example_model is None
+
+
+async def test_with_a_file_nothing_is_looked_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def asked(*_: object) -> bool:
+        raise AssertionError
+
+    monkeypatch.setattr(module.ollama, "answers", asked)
+    (folder / "t.yaml").write_text("providers: {}\ntelemetry: {enabled: false}\n")
+    app = create_app(load(folder / "t.yaml", {}, {}))
+    async with alive(app):
+        assert app.state.providers == [("demo", 0)]
+
+
+@pytest.mark.parametrize(
+    ("models", "aliases", "example"),
+    [
+        (["text-embedding-3", "whisper-1", "gpt-5"], {}, "lab/gpt-5"),
+        (["text-embedding-3"], {}, None),
+        (["gpt-5"], {"fast": {"targets": ["lab/gpt-5"]}}, "fast"),
+    ],
+)
+async def test_the_example_is_a_model_to_chat_with(
+    upstream: Upstream,
+    start: Start,
+    models: list[str],
+    aliases: dict[str, Any],
+    example: str | None,
+) -> None:
+    upstream.models = [{"id": name} for name in models]
+    gateway = await start({"providers": {"lab": lab(upstream.url)}, "models": aliases})
+    assert gateway.app.state.example_model == example
+
+
+# What it does without.
+
+
+@pytest.mark.parametrize("telemetry", [{"enabled": False}, {"privacy_level": "none"}])
+async def test_where_nothing_is_to_be_kept_no_database_is_made(
+    upstream: Upstream, folder: Path, telemetry: dict[str, Any]
+) -> None:
+    arguments = {"providers": {"lab": lab(upstream.url)}, "telemetry": telemetry}
+    app = create_app(load(None, arguments, {}))
+    async with alive(app) as client:
+        assert (await client.post("/v1/chat/completions", json=CHAT)).status_code == 200
+        totals = (await client.get("/stats")).json()["totals"]
+        assert (totals["requests"], totals["cost_usd"]) == (0, 0)
+        assert (await client.get("/stats/calls")).json()["data"] == []
+        (key,) = (await client.get("/stats/keys")).json()["data"]
+        assert (key["name"], key["state"]) == ("k1", "healthy")
+    assert os.listdir(folder) == []
+
+
+async def test_a_database_that_cannot_be_opened_is_no_reason_not_to_serve(
+    upstream: Upstream, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (folder / "data").write_text("a file where the folder should be")
+    app = create_app(load(None, {"providers": {"lab": lab(upstream.url)}}, {}))
+    async with alive(app) as client:
+        assert (await client.post("/v1/chat/completions", json=CHAT)).status_code == 200
+        assert (await client.get("/readyz")).status_code == 200
+        assert "serving without it" in caplog.text
+        (folder / "data").unlink()
+    with sqlite3.connect(folder / "data" / "tollkeeper.db") as connection:
+        assert connection.execute("SELECT count(*) FROM api_calls").fetchone() == (1,)
+    connection.close()
+
+
+async def test_a_database_of_a_newer_version_is_left_alone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def newer(_: object) -> None:
+        raise SchemaError("made by a newer version")
+
+    monkeypatch.setattr(module.Store, "open", newer)
+    app = create_app(load(None, {}, {}))
+    with pytest.raises(ExceptionGroup) as caught:
+        async with alive(app):
+            pass
+    assert caught.group_contains(Ended, match="newer version") or caught.group_contains(SchemaError)
+    assert app.state.ready is False
+
+
+async def test_a_loop_that_breaks_is_reported_and_ends_nothing_else(
+    upstream: Upstream, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(_: object) -> None:
+        raise RuntimeError("no such host")
+
+    monkeypatch.setattr(HostSampler, "run", fail)
+    gateway = await start({"providers": {"lab": lab(upstream.url)}})
+    assert (await gateway.chat("lab/json")).status_code == 200
+    row = await gateway.row("SELECT * FROM errors")
+    assert (row["error_type"], row["error_message"]) == ("RuntimeError", "no such host")
+    assert "in fail" in row["stack_trace"]
+    assert row["severity"] == "critical"
+
+
+# How its parts are connected.
+
+
+async def test_a_key_that_a_list_refuses_is_taken_out(upstream: Upstream, start: Start) -> None:
+    upstream.by_path = {"/v1/models": error(401, "bad key")}
+    gateway = await start({"providers": {"lab": lab(upstream.url, "sk-1", "sk-2")}})
+    keys = (await gateway.client.get("/stats/keys")).json()["data"]
+    assert [(key["name"], key["state"]) for key in keys] == [("k1", "disabled"), ("k2", "healthy")]
+    assert keys[0]["reason"] == "authentication"
+    row = await gateway.row("SELECT * FROM rate_limits")
+    assert (row["key_id"], row["cooldown_reason"]) == ("k1", "authentication")
+    assert gateway.select("SELECT * FROM api_calls") == []
+
+
+async def test_the_settings_reach_the_parts(upstream: Upstream, start: Start) -> None:
+    gateway = await start(
+        {
+            "providers": {"lab": lab(upstream.url, include_usage=False)},
+            "server": {"max_body": 2000, "body_timeout": 0.2},
+        }
+    )
+    client = gateway.client
+    assert (await gateway.chat("lab/json", "x" * 2000)).status_code == 413
+    assert (await gateway.chat("lab/json", stream=True)).status_code == 200
+    assert "stream_options" not in upstream.calls[0].json
+
+    async def never() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.sleep(3)
+
+    assert (await client.post("/v1/chat/completions", content=never())).status_code == 408
+
+
+async def test_who_is_turned_away_is_counted_and_has_no_row(
+    upstream: Upstream, start: Start
+) -> None:
+    gateway = await start(
+        {"providers": {"lab": lab(upstream.url)}, "auth": {"master_key": "tk-master"}}
+    )
+    async with httpx.AsyncClient(base_url=gateway.url) as stranger:
+        for path in ("/stats", "/v1/models"):
+            assert (await stranger.get(path)).status_code == 401
+    assert (await gateway.client.get("/stats")).json()["recorder"]["turned_away"] == 2
+    assert gateway.select("SELECT * FROM api_calls") == []
+
+
+async def test_what_is_queued_at_the_end_is_written(
+    upstream: Upstream, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upstream.script = completion()
+    app = create_app(load(None, {"providers": {"lab": lab(upstream.url)}}, {}))
+    async with alive(app) as client:
+        for _ in range(5):
+            await client.post("/v1/chat/completions", json=CHAT)
+    with sqlite3.connect(folder / "data" / "tollkeeper.db") as connection:
+        assert connection.execute("SELECT count(*) FROM api_calls").fetchone() == (5,)
+    connection.close()
+
+
+async def test_nothing_runs_on_after_the_end(upstream: Upstream, folder: Path) -> None:
+    upstream.script = json_answer({"choices": []})
+    before = asyncio.all_tasks()
+    app = create_app(load(None, {"providers": {"lab": lab(upstream.url)}}, {}))
+    async with alive(app) as client:
+        await client.post("/v1/chat/completions", json=CHAT)
+    await asyncio.sleep(0)
+    mine = {t for t in asyncio.all_tasks() - before if "upstream" not in repr(t.get_coro())}
+    assert not mine

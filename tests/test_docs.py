@@ -1,0 +1,156 @@
+"""What the README and its pages say of the program is so, and nothing is left out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any, get_args
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from proxy.api.stats import Parameters, SeriesParameters, stats_router
+from proxy.config import load
+from proxy.errors import ErrorReason
+from proxy.metering.writer import CAPACITY
+from proxy.relay.attribution import attribution
+from proxy.relay.verdict import DISABLED
+from proxy.routing.keypool import BACKOFF
+from proxy.schema import Settings
+from proxy.store.engine import Store
+from proxy.store.tables import api_calls
+from tests.markdown import ROOT, pages, rows
+
+README = (ROOT / "README.md").read_text()
+CONFIGURATION = (ROOT / "docs" / "configuration.md").read_text()
+STATS = (ROOT / "docs" / "stats.md").read_text()
+
+STATS_PATHS = [
+    *("/stats", "/stats/summary", "/stats/calls", "/stats/calls/{request_id}"),
+    *("/stats/providers", "/stats/models", "/stats/endpoints", "/stats/errors", "/stats/keys"),
+    *("/stats/timeseries", "/stats/rate-limits", "/stats/health", "/stats/tps", "/stats/system"),
+    *("/stats/costs/daily", "/stats/database"),
+]
+
+NAMED = {"providers": "providers.NAME", "models": "models.NAME", "prices": "prices.MODEL"}
+
+
+def settings(model: type[BaseModel], at: str = "") -> Iterator[str]:
+    """The dotted name of every setting: ``providers.NAME.keys[].weight``."""
+    for name, field in model.model_fields.items():
+        place = f"{at}.{name}" if at else NAMED.get(name, name)
+        found = [part for part in parts(field.annotation) if issubclass(part, BaseModel)]
+        if not found:
+            yield place
+        for part in found:
+            yield from settings(part, f"{place}[]" if name == "keys" else place)
+
+
+def parts(annotation: Any) -> list[type]:
+    """The classes that an annotation is made of."""
+    inner = [part for each in get_args(annotation) for part in parts(each)]
+    return [annotation] if isinstance(annotation, type) and not inner else inner
+
+
+def documented() -> dict[str, str]:
+    """The settings of the page and their defaults, as they stand there."""
+    found = [row for row in rows(CONFIGURATION) if len(row) == 3]
+    return {name.strip("`"): default for name, default, _ in found}
+
+
+def test_every_setting_is_documented_and_no_other() -> None:
+    assert sorted(documented()) == sorted(settings(Settings))
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in documented() if name.split(".")[0] in ("server", "auth", "telemetry")]
+)
+def test_a_documented_default_is_the_default(name: str) -> None:
+    section, _, member = name.partition(".")
+    default = documented()[name].strip("`")
+    value = None if default == "unset" else yaml.safe_load(default)
+    with_it = Settings(**{section: {member: value}})
+    assert getattr(with_it, section) == getattr(Settings(), section)
+
+
+def test_every_variable_that_is_named_is_read() -> None:
+    named = set(re.findall(r"TOLLKEEPER_\w+\b", README + CONFIGURATION + STATS))
+    settable = {"TOLLKEEPER_" + name.upper().replace(".", "__") for name in settings(Settings)}
+    settable |= {"TOLLKEEPER_PROVIDERS", "TOLLKEEPER_CONFIG", "TOLLKEEPER_MASTER_KEY"}
+    assert named - {"TOLLKEEPER_"} <= settable
+
+
+def test_the_example_shows_every_setting() -> None:
+    example = (ROOT / "config" / "tollkeeper.example.yaml").read_text()
+    for name in settings(Settings):
+        assert re.search(rf"\b{name.rpartition('.')[2]}\b", example), name
+
+
+def test_every_stats_path_is_documented_with_its_output() -> None:
+    for path in STATS_PATHS:
+        assert f"`{path}`" in STATS, path
+    shown = re.findall(r"<!-- test: GET ([^\s?]+)", README + STATS)
+    assert set(STATS_PATHS) - {"/stats/calls/{request_id}"} == set(shown)
+
+
+def test_there_are_no_other_stats_paths() -> None:
+    router = stats_router(Store(None), dict, list)
+    assert sorted(route.path for route in router.routes) == sorted(STATS_PATHS)  # type: ignore[attr-defined]
+
+
+def test_every_parameter_is_documented() -> None:
+    for name in [*Parameters.model_fields, *SeriesParameters.model_fields]:
+        assert f"`{name}`" in STATS, name
+
+
+def test_every_reason_is_documented() -> None:
+    for reason in ErrorReason:
+        assert f"`{reason}`" in STATS, reason
+
+
+def test_the_columns_that_are_explained_exist() -> None:
+    table = STATS[STATS.index("| Column |") :].partition("\n\n")[0] + "\n"
+    names = [name for row in rows(table) for name in re.findall(r"`(\w+)`", row[0])]
+    assert len(names) > 20
+    assert set(names) <= set(api_calls.c.keys())
+
+
+def test_the_figures_are_the_programs() -> None:
+    assert f"{', '.join(f'{seconds:g}' for seconds in BACKOFF)} s" in README
+    assert f"{DISABLED / 60:g} minutes" in README
+    assert f"{CAPACITY:,} rows" in README
+
+
+def test_the_headers_that_name_the_caller_are_the_ones_that_are_read() -> None:
+    paragraph = README[README.index("**Say who is calling.**") :].partition("\n\n")[0]
+    names = [name for name in re.findall(r"`([\w-]+)`", paragraph) if name[0] == "X"]
+    for name in [*names, "traceparent"]:
+        value = f"00-{'a' * 32}-{'b' * 16}-01".encode()
+        assert attribution([(name.lower().encode(), value)]) != attribution([]), name
+
+
+def test_links_lead_somewhere() -> None:
+    for page in pages():
+        text = page.read_text()
+        for target in re.findall(r"\]\((?!https?:)([^)]+)\)", text):
+            file, _, anchor = target.partition("#")
+            found = page.parent / file if file else page
+            assert found.exists(), f"{page}: {target}"
+            if anchor:
+                titles = re.findall(r"^#+ (.+)$", found.read_text(), re.M)
+                assert anchor in [title.lower().replace(" ", "-") for title in titles], target
+
+
+def test_nothing_but_make_and_python_is_asked_for() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"^(?:\S+=\S+ )*make ?(\w*)", README, re.M):
+        assert not target or re.search(rf"^{target}:", makefile, re.M), target
+
+
+def test_the_short_file_of_the_readme_can_stand_alone(tmp_path: Any) -> None:
+    """Without any of its variables it still serves what is left."""
+    block = README[README.index("A file can be as short") :].split("```")[1]
+    file = tmp_path / "tollkeeper.yaml"
+    file.write_text(block.removeprefix("yaml\n"))
+    assert list(load(file, {}, {}).providers) == ["lab"]

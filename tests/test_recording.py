@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Sequence
+
+import pytest
+
+from proxy.clock import monotonic, now_ms
+from proxy.errors import ErrorReason
+from proxy.metering.pricing import Quote, Rates
+from proxy.recording import Recording
+from proxy.routing.keypool import Key, KeyPool, Parked
+from proxy.types import (
+    Action,
+    CallRecord,
+    CooldownRecord,
+    FaultRecord,
+    HostSample,
+    ModelInfo,
+    Usage,
+    Verdict,
+)
+from tests.store.rows import call
+
+PRICED = Rates(input=500_000_000, output=1_500_000_000, cache_read=0, version="v7")
+
+
+class Shop:
+    """Prices that are known only once they were asked for."""
+
+    def __init__(self, **known: Rates) -> None:
+        self.shelf = known
+        self.asked: list[set[tuple[str, str]]] = []
+        self.known: dict[str, Rates] = {}
+
+    async def resolve(self, pairs: Collection[tuple[str, str]]) -> None:
+        self.asked.append(set(pairs))
+        self.known |= {model: self.shelf[model] for _, model in pairs if model in self.shelf}
+
+    def rates(self, provider: str, model: str) -> Rates | None:
+        return self.known.get(model)
+
+    def quote(self, provider: str, model: str, usage: Usage | None) -> Quote | None:
+        rates = self.known.get(model)
+        return Quote(usage.total_tokens, "catalog", rates.version) if rates and usage else None
+
+
+class Office:
+    """A recording, and everything that it gave away."""
+
+    def __init__(self, keeps: bool = True, **known: Rates) -> None:
+        self.shop = Shop(**known)
+        self.logged: list[CallRecord] = []
+        self.written: list[object] = []
+        self.recording = Recording(
+            self.shop,  # type: ignore[arg-type]
+            self.write,
+            self.logged.append,
+            lambda text: text.replace("sk-1", "***"),
+            keeps,
+        )
+
+    async def write(self, items: Sequence[object]) -> None:
+        self.written.extend(items)
+
+    async def rows(self) -> list[object]:
+        await self.recording.writer.drain(1)
+        return self.written
+
+
+def rest(model: str = "big", seconds: float = 60) -> Parked:
+    keys = KeyPool("lab", [Key("k1", "sk-1", "org")])
+    verdict = Verdict(Action.NEXT_KEY, park="model" if model else "key", cooldown=seconds)
+    parked = keys.park(keys.keys[0], model, verdict, ErrorReason.RATE_LIMIT, monotonic())
+    assert parked is not None
+    return parked
+
+
+async def test_a_call_is_logged_and_kept_as_it_is() -> None:
+    office = Office()
+    record = call()
+    office.recording.call(record)
+    assert office.logged == [record]
+    assert await office.rows() == [record]
+    assert office.shop.asked == []
+
+
+async def test_where_nothing_is_kept_it_is_still_logged(caplog: pytest.LogCaptureFixture) -> None:
+    office = Office(keeps=False)
+    office.recording.call(call())
+    office.recording.keep(HostSample(1))
+    office.recording.parked("lab", rest())
+    office.recording.broken(KeyError("x"), None, None)
+    assert await office.rows() == []
+    assert office.recording.writer.status()["recorded"] == 0
+    assert len(office.logged) == 1
+    assert len(caplog.records) == 2
+
+
+@pytest.mark.parametrize(("model", "words"), [("big", ", big)"), ("", ")")])
+async def test_a_key_that_rests_is_told_and_kept(
+    caplog: pytest.LogCaptureFixture, model: str, words: str
+) -> None:
+    office = Office()
+    before = now_ms()
+    office.recording.parked("lab", rest(model))
+    (row,) = await office.rows()
+    assert isinstance(row, CooldownRecord)
+    assert (row.provider, row.model, row.key_id, row.account) == ("lab", model, "k1", "org")
+    assert (row.reason, row.backoff_count) == ("rate_limit", 1)
+    assert before <= row.at <= now_ms()
+    assert row.until - row.at == pytest.approx(60_000, abs=1000)
+    assert caplog.messages == [f"lab: key k1 rests for 60 s (rate_limit{words}"]
+
+
+async def test_a_fault_of_ours_is_kept_with_its_stack_and_without_secrets(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    office = Office()
+
+    def fail() -> None:
+        raise ValueError("the key sk-1 " + "x" * 600)
+
+    try:
+        fail()
+    except ValueError as exc:
+        office.recording.broken(exc, "ID", "/stats")
+    (row,) = await office.rows()
+    assert isinstance(row, FaultRecord)
+    assert (row.error_type, row.request_id, row.endpoint) == ("ValueError", "ID", "/stats")
+    assert row.severity == "critical"
+    assert row.error_message.startswith("the key *** x")
+    assert len(row.error_message) == 500
+    assert "in fail" in (row.stack_trace or "")
+    assert "sk-1" not in (row.stack_trace or "")
+    (record,) = caplog.records
+    assert (record.levelno, record.request_id) == (logging.ERROR, "ID")  # type: ignore[attr-defined]
+    assert record.exc_info is not None
+
+
+# Prices that came late.
+
+
+def unpriced(model: str = "llama", **more: object) -> CallRecord:
+    return call(model=model, cost_nano_usd=None, cost_source="none", **more)
+
+
+async def test_a_price_that_was_not_known_at_the_end_of_a_call_is_put_in_later() -> None:
+    office = Office(llama=PRICED)
+    priced = call()
+    for record in (unpriced(), priced, unpriced("secret"), unpriced()):
+        office.recording.call(record)
+    first, second, third, fourth = await office.rows()
+    assert isinstance(first, CallRecord)
+    assert (first.cost_nano_usd, first.cost_source, first.price_version) == (1500, "catalog", "v7")
+    assert second is priced
+    assert isinstance(third, CallRecord)
+    assert (third.cost_nano_usd, third.cost_source) == (None, "none")
+    assert isinstance(fourth, CallRecord)
+    assert fourth.cost_nano_usd == 1500
+    assert office.shop.asked == [{("groq", "llama"), ("groq", "secret")}]
+
+
+async def test_a_call_without_tokens_has_no_price_to_ask_for() -> None:
+    office = Office(llama=PRICED)
+    record = unpriced(usage_source="none", input_tokens=None, output_tokens=None)
+    office.recording.call(record)
+    assert await office.rows() == [record]
+    assert office.shop.asked == []
+
+
+async def test_listed_models_get_their_prices() -> None:
+    office = Office(llama=PRICED, free=Rates(input=0, output=0, source="config"))
+    listed = [ModelInfo("groq", name, {"id": name}) for name in ("llama", "free", "odd")]
+    office.recording.keep(listed)
+    ((llama, free, odd),) = await office.rows()  # type: ignore[misc]
+    assert (llama.input_price_per_mtok, llama.output_price_per_mtok) == (0.5, 1.5)
+    assert (llama.cached_price_per_mtok, llama.price_version, llama.is_free) == (0.0, "v7", False)
+    assert (free.is_free, free.price_source, free.cached_price_per_mtok) == (True, "config", None)
+    assert odd == listed[2]
