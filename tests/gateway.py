@@ -10,8 +10,10 @@ import sqlite3
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import httpx
 import uvicorn
@@ -19,9 +21,12 @@ import yaml
 
 from proxy.app import create_app
 from proxy.config import load
+from proxy.metering.writer import BatchWriter
 from proxy.serve import bind
 from proxy.store.engine import Store
 
+_QUICK_WRITER = partial(BatchWriter, interval=0.01)
+"""Hundreds of tests wait for their rows."""
 SECONDS = 5.0
 """How long a row may take to appear before a test gives up; the promise is one second."""
 
@@ -55,7 +60,7 @@ class Line:
 
 
 class Gateway:
-    """``client`` speaks to it with the master key, if one is set. ``rows`` looks into its tables."""
+    """``client`` speaks to it with its master key, if there is one; ``rows`` reads its tables."""
 
     def __init__(self, url: str, database: Path, app: Any, key: str | None) -> None:
         self.url = url
@@ -177,10 +182,11 @@ async def running(
     )
     key = settings.auth.master_key
     async with asyncio.TaskGroup() as tasks:
-        serving = tasks.create_task(server.serve(sockets=[listener]))
-        while not server.started:
-            assert not serving.done(), "the gateway did not start"
-            await asyncio.sleep(0.005)
+        with mock.patch("proxy.recording.BatchWriter", _QUICK_WRITER):
+            serving = tasks.create_task(server.serve(sockets=[listener]))
+            while not server.started:
+                assert not serving.done(), "the gateway did not start"
+                await asyncio.sleep(0.005)
         port = listener.getsockname()[1]
         gateway = Gateway(
             f"http://127.0.0.1:{port}", database, app, key.get_secret_value() if key else None

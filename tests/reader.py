@@ -170,7 +170,9 @@ def _environment(folder: Path) -> dict[str, str]:
 
 def _furnish(folder: Path) -> None:
     """A working directory such as the repository's root, and the programs."""
-    shutil.copytree(ROOT / "config", folder / "config")
+    (folder / "config").mkdir()
+    shutil.copy(ROOT / "config" / "tollkeeper.example.yaml", folder / "config")
+    (folder / "empty.yaml").touch()
     (folder / ".curlrc").write_text("fail-with-body\n")
     programs = folder / ".venv" / "bin"
     programs.mkdir(parents=True)

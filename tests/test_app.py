@@ -17,7 +17,7 @@ from proxy.config import load
 from proxy.observe.host import HostSampler
 from proxy.store.address import SchemaError
 from tests.gateway import Gateway, lab
-from tests.upstream import Upstream, completion, error, json_answer
+from tests.upstream import Upstream, error, json_answer
 
 Start = Callable[..., Awaitable[Gateway]]
 CHAT = {"model": "lab/json", "messages": []}
@@ -203,7 +203,7 @@ async def test_a_loop_that_breaks_is_reported_and_ends_nothing_else(
 
 
 async def test_a_key_that_a_list_refuses_is_taken_out(upstream: Upstream, start: Start) -> None:
-    upstream.by_path = {"/v1/models": error(401, "bad key")}
+    upstream.lists = error(401, "bad key")
     gateway = await start({"providers": {"lab": lab(upstream.url, "sk-1", "sk-2")}})
     keys = (await gateway.client.get("/stats/keys")).json()["data"]
     assert [(key["name"], key["state"]) for key in keys] == [("k1", "disabled"), ("k2", "healthy")]
@@ -217,7 +217,7 @@ async def test_the_settings_reach_the_parts(upstream: Upstream, start: Start) ->
     gateway = await start(
         {
             "providers": {"lab": lab(upstream.url, include_usage=False)},
-            "server": {"max_body": 2000, "body_timeout": 0.2},
+            "server": {"max_body": 2000, "body_timeout": 0.1},
         }
     )
     client = gateway.client
@@ -227,7 +227,7 @@ async def test_the_settings_reach_the_parts(upstream: Upstream, start: Start) ->
 
     async def never() -> AsyncIterator[bytes]:
         yield b"{"
-        await asyncio.sleep(3)
+        await asyncio.sleep(0.3)
 
     assert (await client.post("/v1/chat/completions", content=never())).status_code == 408
 
@@ -245,10 +245,7 @@ async def test_who_is_turned_away_is_counted_and_has_no_row(
     assert gateway.select("SELECT * FROM api_calls") == []
 
 
-async def test_what_is_queued_at_the_end_is_written(
-    upstream: Upstream, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    upstream.script = completion()
+async def test_what_is_queued_at_the_end_is_written(upstream: Upstream, folder: Path) -> None:
     app = create_app(load(None, {"providers": {"lab": lab(upstream.url)}}, {}))
     async with alive(app) as client:
         for _ in range(5):

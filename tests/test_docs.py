@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -14,12 +16,16 @@ from proxy.api.stats import Parameters, SeriesParameters, stats_router
 from proxy.config import load
 from proxy.errors import ErrorReason
 from proxy.metering.writer import CAPACITY
+from proxy.providers.base import Dialect
+from proxy.providers.ollama import Ollama
+from proxy.providers.openai import OpenAI
 from proxy.relay.attribution import attribution
-from proxy.relay.verdict import DISABLED
+from proxy.relay.verdict import DISABLED, judge
 from proxy.routing.keypool import BACKOFF
-from proxy.schema import Settings
+from proxy.schema import Settings, TimeoutSettings
 from proxy.store.engine import Store
 from proxy.store.tables import api_calls
+from proxy.types import Action
 from tests.markdown import ROOT, pages, rows
 
 README = (ROOT / "README.md").read_text()
@@ -74,6 +80,20 @@ def test_a_documented_default_is_the_default(name: str) -> None:
     assert getattr(with_it, section) == getattr(Settings(), section)
 
 
+def test_the_documented_timeouts_are_the_defaults() -> None:
+    found = {
+        name.rpartition(".")[2]: [float(seconds) for seconds in re.findall(r"(\d+)s", default)]
+        for name, default in documented().items()
+        if ".timeouts." in name
+    }
+    settings = TimeoutSettings()
+    assert found == {
+        "connect": [settings.connect],
+        "first_byte": [Dialect.first_byte, Ollama.first_byte],
+        "idle": [settings.idle],
+    }
+
+
 def test_every_variable_that_is_named_is_read() -> None:
     named = set(re.findall(r"TOLLKEEPER_\w+\b", README + CONFIGURATION + STATS))
     settable = {"TOLLKEEPER_" + name.upper().replace(".", "__") for name in settings(Settings)}
@@ -122,6 +142,25 @@ def test_the_figures_are_the_programs() -> None:
     assert f"{CAPACITY:,} rows" in README
 
 
+def refusals() -> Iterator[tuple[int, bytes, str, str]]:
+    """Of the README's table each status, a body, what happens to the key and to the request."""
+    for says, key, request in [row for row in rows(README) if len(row) == 3]:
+        code = "rate_limit_exceeded" if "Groq" in says else None
+        body = json.dumps({"error": {"message": "No", "code": code}}).encode()
+        for status in re.findall(r"\b[45](?:\d\d|xx)\b", says.partition("(")[0]):
+            yield int(status.replace("xx", "00")), body, key, request
+
+
+@pytest.mark.parametrize(("status", "body", "key", "request_"), list(refusals()))
+def test_what_follows_a_refusal_is_what_the_table_says(
+    status: int, body: bytes, key: str, request_: str
+) -> None:
+    verdict = judge(OpenAI().classify(status, [], body, 0.0))
+    said = {"next key": Action.NEXT_KEY, "next target": Action.NEXT_TARGET, "comes": Action.STOP}
+    assert verdict.action == next(said[words] for words in said if request_.startswith(words))
+    assert (verdict.park == "none") == (key == "stays")
+
+
 def test_the_headers_that_name_the_caller_are_the_ones_that_are_read() -> None:
     paragraph = README[README.index("**Say who is calling.**") :].partition("\n\n")[0]
     names = [name for name in re.findall(r"`([\w-]+)`", paragraph) if name[0] == "X"]
@@ -142,13 +181,7 @@ def test_links_lead_somewhere() -> None:
                 assert anchor in [title.lower().replace(" ", "-") for title in titles], target
 
 
-def test_nothing_but_make_and_python_is_asked_for() -> None:
-    makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"^(?:\S+=\S+ )*make ?(\w*)", README, re.M):
-        assert not target or re.search(rf"^{target}:", makefile, re.M), target
-
-
-def test_the_short_file_of_the_readme_can_stand_alone(tmp_path: Any) -> None:
+def test_the_short_file_of_the_readme_can_stand_alone(tmp_path: Path) -> None:
     """Without any of its variables it still serves what is left."""
     block = README[README.index("A file can be as short") :].split("```")[1]
     file = tmp_path / "tollkeeper.yaml"

@@ -11,7 +11,7 @@ import json
 import re
 import shlex
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -80,7 +80,7 @@ async def run_make(block: Block, reader: Reader) -> None:
     for command in commands(block.text):
         words = shlex.split(command, comments=True)
         variables = [word for word in words if re.match(r"[A-Z_0-9]+=", word)]
-        known(dict(word.split("=", 1) for word in variables))
+        known(dict(word.split("=", 1) for word in variables), reader)
         make = [word for word in words if word not in variables]
         assert make[0] == "make"
         await reader.run(f"make -n -C {shlex.quote(str(ROOT))} {shlex.join(make[1:])} >/dev/null")
@@ -105,9 +105,8 @@ async def run_variables(block: Block, reader: Reader) -> None:
 async def run_check(block: Block, reader: Reader) -> None:
     """The exported variables are settings, and hold."""
     environ = exported(block.text)
-    settings = load(None, {}, environ)
-    assert settings.warnings == ()
-    known(environ)
+    assert load(reader.folder / "empty.yaml", {}, environ).warnings == ()
+    known(environ, reader)
 
 
 async def run_docker(block: Block, reader: Reader) -> None:
@@ -127,7 +126,7 @@ async def run_docker(block: Block, reader: Reader) -> None:
     assert f"VOLUME {volume.rpartition(':')[2]}\n" in dockerfile
     [name] = [value for option, value in options if option == "--name"]
     assert said["logs"] == [name]
-    known({value: "x" for option, value in options if option == "-e"})
+    known({value: "x" for option, value in options if option == "-e"}, reader)
 
 
 async def run_python(block: Block, reader: Reader) -> None:
@@ -174,7 +173,7 @@ async def run_get(block: Block, reader: Reader) -> None:
         assert list(sample) == [*system_metrics.c.keys(), "gpus"]
         assert {key for gpu in sample["gpus"] for key in gpu} <= set(gpu_metrics.c.keys())
         return
-    assert shape(json.loads(block.text), found) == shape(found, json.loads(block.text))
+    assert list(differences(json.loads(block.text), found)) == []
 
 
 async def run_banner(block: Block, reader: Reader) -> None:
@@ -229,11 +228,11 @@ def exported(text: str) -> dict[str, str]:
     return dict(word.split("=", 1) for word in words if re.match(r"[A-Z_0-9]+=", word))
 
 
-def known(environ: dict[str, str]) -> None:
+def known(environ: dict[str, str], reader: Reader) -> None:
     """Every variable means something to the program."""
     for name, value in environ.items():
         if name.startswith("TOLLKEEPER_"):
-            assert not load(None, {}, {name: value}).warnings
+            assert not load(reader.folder / "empty.yaml", {}, {name: value}).warnings
         else:
             providers, warnings = discover({name: value, "CLOUDFLARE_ACCOUNT_ID": "a"})
             assert providers, name
@@ -245,15 +244,22 @@ def told(text: str) -> str:
     return re.sub(r"\d+(\.\d+)?", "N", text).strip()
 
 
-def shape(value: Any, other: Any) -> Any:
-    """The members and kinds of a JSON value. Null is of any kind: then ``other`` says which, and
-    of lists only the first entries are compared."""
-    if value is None or other is None:
-        return None
-    if isinstance(value, dict) and isinstance(other, dict):
-        return {name: shape(value[name], other.get(name)) for name in value}
-    if isinstance(value, list) and isinstance(other, list):
-        return [shape(value[0], other[0])] if value and other else []
-    return (
-        "number" if isinstance(value, int | float) and value not in (True, False) else type(value)
-    )
+def differences(shown: Any, found: Any, at: str = "") -> Iterator[str]:
+    """Where two JSON values are not of one shape: other members, other kinds. Null is of any kind,
+    of lists the first entries are compared, and one that is shown empty may be full."""
+    if shown is None or found is None:
+        return
+    if kind(shown) != kind(found):
+        yield f"{at}: {kind(shown)} is shown, {kind(found)} is found"
+    elif isinstance(shown, dict):
+        for name in sorted(shown.keys() ^ found.keys()):
+            yield f"{at}.{name}: is {'not found' if name in shown else 'not shown'}"
+        for name in shown.keys() & found.keys():
+            yield from differences(shown[name], found[name], f"{at}.{name}")
+    elif isinstance(shown, list) and shown:
+        yield from differences(shown[0], found[0], f"{at}[0]") if found else [f"{at}: is empty"]
+
+
+def kind(value: Any) -> str:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return "number" if number else type(value).__name__

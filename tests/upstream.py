@@ -194,6 +194,14 @@ class Upstream:
         self.by_model.clear()
         self.requests.clear()
 
+    async def asked(self, count: int = 1) -> None:
+        """Waits until so many calls have come."""
+        for _ in range(1000):
+            if len(self.calls) >= count:
+                return
+            await asyncio.sleep(0.005)
+        raise AssertionError(f"{len(self.calls)} calls have come instead of {count}")
+
     @property
     def calls(self) -> list[Request]:
         """The requests that were no questions for models."""
@@ -229,7 +237,7 @@ class Upstream:
 
 async def _watch(reader: asyncio.StreamReader, exchange: Exchange) -> None:
     """An end of file while an answer is due means that the gateway has hung up."""
-    while not reader.at_eof() and reader.exception() is None:
+    while not reader.at_eof() and reader.exception() is None:  # noqa: ASYNC110 (no event for it)
         await asyncio.sleep(0.005)
     exchange.gone.set()
 

@@ -27,16 +27,18 @@ def model_rewriter(alias: str) -> Callable[[bytes], bytes]:
     def rewrite(document: bytes) -> bytes:
         for found in islice(_MODEL.finditer(document), MAX_TRIES):
             candidate = document[: found.start(1)] + value + document[found.end(1) :]
-            if _only_model_differs(document, candidate):
+            if _is_rewritten(document, candidate, msgspec.Raw(value)):
                 return candidate
         return document
 
     return rewrite
 
 
-def _only_model_differs(before: bytes, after: bytes) -> bool:
+def _is_rewritten(before: bytes, after: bytes, model: msgspec.Raw) -> bool:
+    """Whether ``after`` has this model at its top, and all else as it was."""
     try:
         old, new = _members(payload(before) or before), _members(payload(after) or after)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False
-    return old.pop("model", None) != new.pop("model", None) and old == new
+    old.pop("model", None)
+    return new.pop("model", None) == model and old == new

@@ -193,21 +193,20 @@ class StreamTap(Tap):
 
     def _other(self, delta: Message) -> bool:
         """Output that is not content: reasoning, a refusal, a tool call, audio."""
+        output = delta.audio is not None
         thought = delta.reasoning or delta.reasoning_content or delta.thinking
         if thought or delta.reasoning_details:
-            self.saw_reasoning = True
+            self.saw_reasoning = output = True
             self.seen_tokens += estimate.delta_tokens(thought) if thought else 1
-            return True
         if delta.refusal:
+            output = True
             self.seen_tokens += estimate.delta_tokens(delta.refusal)
-            return True
-        called = False
         for call in delta.tool_calls or ():
             for text in (call.function.name, call.function.arguments) if call.function else ():
                 if text:
-                    called = True
+                    output = True
                     self.seen_tokens += estimate.delta_tokens(text)
-        return called or delta.audio is not None
+        return output
 
     def _token(self, at: float, length: int) -> None:
         self.meaningful = True

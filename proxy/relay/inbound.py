@@ -32,13 +32,18 @@ class Inbound(msgspec.Struct, frozen=True):
     asked: Asked
     wants_usage: bool
 
+    @property
+    def lacks_usage(self) -> bool:
+        """Whether it asks for a stream, and not for usage at the end of it."""
+        return self.asked.stream and not self.wants_usage
+
     def edited(self, model: str, ask_usage: bool) -> bytes:
         """The body for an upstream: its own model name, and usage asked for in a stream."""
-        if model == self.model and not (ask_usage and self.asked.stream and not self.wants_usage):
+        if model == self.model and not (ask_usage and self.lacks_usage):
             return self.body
         members = _members(self.body)
         members["model"] = msgspec.Raw(msgspec.json.encode(model))
-        if ask_usage and self.asked.stream and not self.wants_usage:
+        if ask_usage and self.lacks_usage:
             members["stream_options"] = _with_usage(members.get("stream_options"))
         return msgspec.json.encode(members)
 

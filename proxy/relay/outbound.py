@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -251,11 +252,13 @@ def fault_of(exc: httpx.HTTPError, *, sent: bool = False) -> Fault:
 
 async def interrupt(send: Send, outbound: Outbound | None, headers: Headers) -> None:
     """Tell the client that the gateway is being stopped, in whatever state its call is."""
-    if outbound is not None:
-        await outbound.interrupt(send)
-        return
-    error = GatewayError(503, STOPPED, ErrorReason.INTERRUPTED, code="interrupted")
-    await send_error(send, error, headers)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(0):  # for a client that does not read nobody waits any more
+            if outbound is not None:
+                await outbound.interrupt(send)
+                return
+            error = GatewayError(503, STOPPED, ErrorReason.INTERRUPTED, code="interrupted")
+            await send_error(send, error, headers)
 
 
 async def send_error(send: Send, error: GatewayError, headers: Headers) -> None:

@@ -217,7 +217,7 @@ class Relay:
                 fields,
                 attempt,
                 lease,
-                hide_usage=provider.include_usage and not inbound.wants_usage,
+                hide_usage=provider.include_usage and inbound.lacks_usage,
                 alias=plan.alias if plan.rewrite_model else None,
             )
             fault = await outbound.peek(self._limits.peek)

@@ -9,7 +9,7 @@ import pytest
 from proxy.api import auth
 from proxy.api.auth import Door
 from proxy.types import Caller
-from tests.relay.test_outbound import Client
+from tests.wire import Client
 
 KEY = "tk-\u00e9-secret"
 

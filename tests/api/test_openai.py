@@ -7,7 +7,7 @@ import pytest
 
 from proxy.api.openai import RELAYED, Calls
 from proxy.types import Operation
-from tests.relay.test_outbound import Client
+from tests.wire import Client
 
 
 class Taken:

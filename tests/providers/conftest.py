@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import pytest
+import pytest_asyncio
+
+from proxy.providers.transport import Transport
+from tests.providers.sockets import until
 
 try:
     import uvloop
@@ -23,3 +27,13 @@ def pytest_asyncio_loop_factories(
     if item.path.name.startswith("test_transport"):
         return LOOPS
     return {"asyncio": asyncio.new_event_loop}
+
+
+@pytest_asyncio.fixture
+async def client() -> AsyncIterator[Transport]:
+    """A client that must hold nothing once it is closed."""
+    transport = Transport()
+    yield transport
+    await transport.aclose()
+    await until(lambda: not transport._open)
+    assert not any(transport._idle.values())

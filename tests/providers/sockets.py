@@ -17,6 +17,7 @@ from typing import Any
 
 import httpx
 
+from proxy.providers.body import Body
 from proxy.providers.transport import Transport, _Connection
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
@@ -47,6 +48,8 @@ class Peer:
 
     async def send(self, *parts: bytes) -> None:
         for part in parts:
+            if self.writer.is_closing():  # uvloop's would complain in its own way
+                raise ConnectionResetError
             self.writer.write(part)
             await self.writer.drain()
 
@@ -174,15 +177,24 @@ async def fetch(transport: httpx.AsyncBaseTransport, request: httpx.Request) -> 
 
 async def rest(response: httpx.Response) -> list[bytes]:
     """What has not been read of an answer, as it came."""
-    assert isinstance(response.stream, httpx.AsyncByteStream)
-    return [chunk async for chunk in response.stream]
+    return [chunk async for chunk in body_of(response)]
+
+
+def body_of(response: httpx.Response) -> Body:
+    assert isinstance(response.stream, Body)
+    return response.stream
 
 
 async def until(condition: Callable[[], object]) -> None:
     """Wait for something that takes a few turns of the loop."""
     async with asyncio.timeout(5):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - any state, not only what has an event
             await asyncio.sleep(0.001)
+
+
+def idle(transport: Transport) -> int:
+    """How many connections wait for a request."""
+    return sum(len(stack) for stack in transport._idle.values())
 
 
 class Line(asyncio.Transport):

@@ -34,7 +34,10 @@ async def place(
 ) -> AsyncIterator[tuple[Gateway, Upstream]]:
     async with upstream_server() as upstream:
         config = {
-            "providers": {"lab": lab(upstream.url), "two": lab(upstream.url, "sk-two-1", "sk-two-2")},
+            "providers": {
+                "lab": lab(upstream.url),
+                "two": lab(upstream.url, "sk-two-1", "sk-two-2"),
+            },
             "prices": {"lab/json": {"input": 0.5, "output": 1.5}},
             "server": {"peek": "100ms"},
         }
@@ -64,14 +67,6 @@ class Leaver:
         self.tasks = len(asyncio.all_tasks())
         return await self.gateway.dial(body, f"x-request-id: {self.name}", *fields)
 
-    async def arrived(self) -> None:
-        """Waits until the upstream has the request."""
-        for _ in range(500):
-            if self.upstream.open:
-                return
-            await asyncio.sleep(0.01)
-        raise AssertionError("the upstream was never asked")
-
     async def leaves(self, line: Line) -> list[dict[str, Any]]:
         await line.hang_up()
         for _ in range(100):  # a second
@@ -100,7 +95,7 @@ async def test_a_client_may_leave_before_the_upstream_answers(
 ) -> None:
     upstream.script = hang
     line = await leaver.dial(STREAM)
-    await leaver.arrived()
+    await upstream.asked()
     [row] = await leaver.leaves(line)
     assert (row["http_status"], row["output_tokens"]) == (None, None)
     assert (row["usage_source"], row["cost_estimate_usd"]) == ("none", None)
@@ -113,7 +108,7 @@ async def test_a_client_may_leave_while_the_head_is_held_back(
 ) -> None:
     upstream.script = stream([ROLE], ends="hang")
     line = await leaver.dial(STREAM)
-    await leaver.arrived()
+    await upstream.asked()
     await asyncio.sleep(0.02)
     [row] = await leaver.leaves(line)
     assert line.received == b""
@@ -168,20 +163,17 @@ async def test_a_client_may_leave_in_the_middle_of_a_body(
 
     upstream.script = script
     line = await leaver.dial({**STREAM, "stream": False})
-    await leaver.arrived()
+    await upstream.asked()
     await asyncio.sleep(0.02)
     [row] = await leaver.leaves(line)
     assert (row["http_status"], row["is_stream"]) == (200, 0)
 
 
-async def test_a_client_may_leave_during_the_second_try(
-    leaver: Leaver, upstream: Upstream
-) -> None:
+async def test_a_client_may_leave_during_the_second_try(leaver: Leaver, upstream: Upstream) -> None:
     upstream.script = hang
     upstream.by_key["sk-two-1"] = error(500, "boom")
     line = await leaver.dial({**STREAM, "model": "two/m"})
-    while len(upstream.calls) < 2:
-        await asyncio.sleep(0.01)
+    await upstream.asked(2)
     failed, left = await leaver.leaves(line)
     assert (failed["error_reason"], failed["is_final"]) == ("server_error", 0)
     assert (failed["key_id"], left["key_id"]) == ("k1", "k2")

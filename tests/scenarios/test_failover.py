@@ -87,9 +87,7 @@ class Duo:
         assert [(each["attempt"], each["error_type"]) for each in told] == [
             (row["attempt"], row["error_reason"]) for row in rows if not row["success"]
         ]
-        return [
-            (row["provider"].split("-")[0], row["key_id"], row["error_reason"]) for row in rows
-        ]
+        return [(row["provider"].split("-")[0], row["key_id"], row["error_reason"]) for row in rows]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -355,7 +353,9 @@ async def test_when_nothing_is_left_the_last_cause_is_named(duo: Duo) -> None:
 
 async def test_the_cause_is_named_after_the_target_that_failed(duo: Duo) -> None:
     """The second target's only key is resting, so nothing was asked of it."""
-    duo.answers(error(500, "boom"), error(500, "boom"), two=error(429, "slow down", retry_after="60"))
+    duo.answers(
+        error(500, "boom"), error(500, "boom"), two=error(429, "slow down", retry_after="60")
+    )
     await duo.chat(f"{duo.two}/m")
     got = await duo.chat()
     assert got.status_code == 502

@@ -60,12 +60,13 @@ async def test_the_least_busy_key_is_taken(upstream: Upstream, start: Start) -> 
         await completion()(exchange)
 
     upstream.script = script
-    gateway = await start({"providers": {"lab": lab(upstream.url, "sk-1111", "sk-2222", "sk-3333")}})
+    gateway = await start(
+        {"providers": {"lab": lab(upstream.url, "sk-1111", "sk-2222", "sk-3333")}}
+    )
     async with asyncio.TaskGroup() as tasks:
         for _ in range(6):
             tasks.create_task(gateway.chat("lab/m"))
-        while len(upstream.calls) < 6:
-            await asyncio.sleep(0.01)
+        await upstream.asked(6)
         busy = {name: key["in_flight"] for name, key in (await states(gateway)).items()}
         assert busy == {"k1": 2, "k2": 2, "k3": 2}
         go.set()
@@ -75,7 +76,9 @@ async def test_the_least_busy_key_is_taken(upstream: Upstream, start: Start) -> 
 async def test_a_refused_key_is_taken_out_and_the_next_one_serves(
     upstream: Upstream, start: Start
 ) -> None:
-    upstream.by_key["sk-revoked-1"] = error(401, "Incorrect API key: sk-revoked-1", "invalid_api_key")
+    upstream.by_key["sk-revoked-1"] = error(
+        401, "Incorrect API key: sk-revoked-1", "invalid_api_key"
+    )
     gateway = await start({"providers": {"lab": lab(upstream.url, "sk-revoked-1", "sk-good-222")}})
     for _ in range(3):
         got = await gateway.chat("lab/m")

@@ -95,7 +95,9 @@ async def metered(gateway: Gateway, model: str = "lab/json", **more: Any) -> dic
 async def test_the_first_token_is_the_first_content_and_no_role(
     gateway: Gateway, upstream: Upstream
 ) -> None:
-    upstream.script = stream([b": hi\n\n", ROLE, 0.2, *say("a"), 0.05, *say("b"), usage(1, 2), DONE])
+    upstream.script = stream(
+        [b": hi\n\n", ROLE, 0.2, *say("a"), 0.05, *say("b"), usage(1, 2), DONE]
+    )
     row = await metered(gateway, stream=True)
     assert row["ttfb_ms"] + 100 < row["time_to_first_token_ms"]
     assert row["time_to_first_token_ms"] < row["response_time_ms"]
@@ -277,9 +279,7 @@ async def test_usage_that_nobody_told_is_estimated_and_said_to_be(
     assert row["input_tokens"] > 0
 
 
-async def test_groqs_three_copies_of_usage_count_once(
-    gateway: Gateway, upstream: Upstream
-) -> None:
+async def test_groqs_three_copies_of_usage_count_once(gateway: Gateway, upstream: Upstream) -> None:
     upstream.script = stream([transcripts.stream("T1")])
     row = await metered(gateway, "groq/llama-3.3-70b-versatile", stream=True)
     assert (row["input_tokens"], row["output_tokens"], row["total_tokens"]) == (45, 3, 48)
@@ -347,9 +347,7 @@ async def test_what_was_asked_for_is_kept(gateway: Gateway, upstream: Upstream) 
 async def test_newer_spellings_of_a_request_are_understood(
     gateway: Gateway, upstream: Upstream
 ) -> None:
-    row = await metered(
-        gateway, max_completion_tokens=99, stop="END", reasoning={"effort": "high"}
-    )
+    row = await metered(gateway, max_completion_tokens=99, stop="END", reasoning={"effort": "high"})
     assert (row["max_tokens"], row["stop_count"], row["reasoning_effort"]) == (99, 1, "high")
 
 
@@ -450,7 +448,12 @@ async def test_several_choices_are_one_answer(gateway: Gateway, upstream: Upstre
 
 
 async def test_an_unreadable_event_spoils_nothing(gateway: Gateway, upstream: Upstream) -> None:
-    odd = [b"data: not json\n\n", b"data: []\n\n", b'data: {"choices":"x","usage":7}\n\n', b"x: y\n\n"]
+    odd = [
+        b"data: not json\n\n",
+        b"data: []\n\n",
+        b'data: {"choices":"x","usage":7}\n\n',
+        b"x: y\n\n",
+    ]
     parts = [*odd, *words("a", "b")]
     upstream.script = stream(parts)
     got = await gateway.chat("lab/json", stream=True, stream_options={"include_usage": True})
@@ -494,9 +497,7 @@ async def test_the_rest_of_the_statistics_agree_with_the_rows(
     assert gateway.select("SELECT id FROM provider_health WHERE provider = 'lab' AND is_healthy")
 
 
-async def test_an_answer_of_another_type_is_no_stream(
-    gateway: Gateway, upstream: Upstream
-) -> None:
+async def test_an_answer_of_another_type_is_no_stream(gateway: Gateway, upstream: Upstream) -> None:
     upstream.script = answer(200, b'{"data":[{"embedding":[1]}]}', **{"content-type": "text/plain"})
     row = await metered(gateway)
     assert (row["status"], row["usage_source"]) == ("success", "none")

@@ -113,7 +113,9 @@ async def test_a_list_is_asked_for_once(upstream: Upstream, start: Start) -> Non
     assert questions[0].headers["authorization"] == "Bearer sk-11111111"
 
 
-async def test_a_slow_list_holds_up_no_call(upstream: Upstream, others: list[Upstream], start: Start) -> None:
+async def test_a_slow_list_holds_up_no_call(
+    upstream: Upstream, others: list[Upstream], start: Start
+) -> None:
     others[0].lists = hang
     config = {
         "providers": {"lab": lab(upstream.url), "slow": lab(others[0].url)},

@@ -293,7 +293,7 @@ async def test_usage_is_asked_for_in_streams_alone(
 async def test_an_alias_stands_in_every_event_where_it_is_asked_for(
     gateway: Gateway, upstream: Upstream
 ) -> None:
-    events = words("say \"model\": \"up\"", "b")
+    events = words('say "model": "up"', "b")
     upstream.script = stream([b": hi\n\n", *events])
     got = await gateway.chat("renamed", **ASKS)
     expected = b"".join(part.replace(b'"model": "up"', b'"model": "renamed"') for part in events)
@@ -375,6 +375,37 @@ async def test_a_json_answer_to_a_streamed_request_passes_as_json(
     assert got.json()["choices"][0]["message"]["content"] == "no stream today"
     row = await gateway.attempt(got.headers["x-request-id"])
     assert (row["status"], row["is_stream"], row["output_tokens"]) == ("success", 1, 4)
+
+
+async def test_a_stream_nobody_asked_for_passes_whole(gateway: Gateway, upstream: Upstream) -> None:
+    """Usage is withheld where the gateway asked for it, and it asks only in streams."""
+    upstream.script = stream(words("a"))
+    for more in ({}, {"stream": 1}, {"stream": "true"}):
+        got = await gateway.chat("lab/m", **more)
+        assert same(got.content, b"".join(words("a")))
+
+
+async def test_a_body_too_long_to_be_held_passes_as_it_comes(
+    gateway: Gateway, upstream: Upstream
+) -> None:
+    upstream.script = completion("x" * 9 * 1024 * 1024, prompt=1, output=2)
+    got = await gateway.chat("lab/m")
+    assert len(got.json()["choices"][0]["message"]["content"]) == 9 * 1024 * 1024
+    row = await gateway.attempt(got.headers["x-request-id"])
+    assert (row["status"], row["total_tokens"]) == ("success", 3)
+
+
+async def test_requests_that_come_at_once_on_one_connection_are_served_in_order(
+    gateway: Gateway, upstream: Upstream
+) -> None:
+    first, last = b'{"model":"lab/one"}', b'{"model":"lab/two"}'
+    more = b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 19\r\n\r\n"
+    line = await gateway.dial(first + more + last, "content-length: 19")
+    raw = await line.until(b"x-tollkeeper-model: two")
+    await line.until(b'"total_tokens": 21}}')
+    await line.hang_up()
+    assert raw.index(b"x-tollkeeper-model: one") < raw.index(b"x-tollkeeper-model: two")
+    assert [call.json["model"] for call in upstream.calls] == ["one", "two"]
 
 
 async def test_a_compressed_answer_passes_compressed_and_is_counted(

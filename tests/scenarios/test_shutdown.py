@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from tests.gateway import Line, lab, migrated
-from tests.upstream import Upstream, completion, error, event, stream, words
+from tests.upstream import Upstream, completion, error, hang, stream, words
 
 ROOT = Path(__file__).parents[2]
 CHAT = {"messages": [{"role": "user", "content": "prompt-canary-91"}]}
@@ -43,11 +43,12 @@ class Process:
         assert self.process.returncode == 0, said.decode()
         return said.decode().splitlines()
 
-    async def dial(self, body: dict[str, Any]) -> Line:
+    async def dial(self, body: dict[str, Any] | bytes, length: int | None = None) -> Line:
         port = int(self.url.rsplit(":", 1)[1])
         line = Line(*await asyncio.open_connection("127.0.0.1", port))
-        payload = json.dumps(body).encode()
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(payload)}"
+        payload = body if isinstance(body, bytes) else json.dumps(body).encode()
+        size = len(payload) if length is None else length
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {size}"
         key = "authorization: Bearer tk-master-canary-1"
         line.writer.write(f"{head}\r\n{key}\r\n\r\n".encode() + payload)
         return line
@@ -84,6 +85,10 @@ async def process(folder: Path, upstream: Upstream, **server: Any) -> AsyncItera
             await started.communicate()
 
 
+def stored(folder: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in folder.glob("calls.db*"))
+
+
 async def run(*words: str, cwd: Path) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "proxy", *words),
@@ -97,6 +102,7 @@ async def run(*words: str, cwd: Path) -> asyncio.subprocess.Process:
 async def test_a_stop_under_load_loses_no_row(upstream: Upstream, tmp_path: Path) -> None:
     """Whoever got an answer has a row, and so has every call that reached the upstream."""
     answered: list[str] = []
+    enough = asyncio.Event()
     async with process(tmp_path, upstream) as gateway:
         limits = httpx.Limits(max_connections=16)
         key = {"authorization": "Bearer tk-master-canary-1"}
@@ -109,6 +115,8 @@ async def test_a_stop_under_load_loses_no_row(upstream: Upstream, tmp_path: Path
                         got = await client.post("/v1/chat/completions", json=body)
                         assert got.status_code == 200
                         answered.append(got.headers["x-request-id"])
+                        if len(answered) == 200:
+                            enough.set()
                 except httpx.TransportError:
                     pass  # it no longer listens
 
@@ -116,8 +124,7 @@ async def test_a_stop_under_load_loses_no_row(upstream: Upstream, tmp_path: Path
             async with asyncio.TaskGroup() as tasks:
                 for _ in range(16):
                     tasks.create_task(ask())
-                while len(answered) < 200:
-                    await asyncio.sleep(0.01)
+                await asyncio.wait_for(enough.wait(), 20)
                 gateway.signal()
         assert not [line for line in await gateway.ended() if '"error"' in line]
         rows = gateway.select("SELECT request_id, status FROM api_calls")
@@ -143,41 +150,38 @@ async def test_a_stream_may_end_while_the_gateway_drains(
     assert (row["status"], row["output_tokens"]) == ("success", 3)
 
 
-async def test_a_stream_that_does_not_end_is_cut_and_kept_as_interrupted(
+async def test_what_does_not_end_is_cut_and_kept_as_interrupted(
     upstream: Upstream, tmp_path: Path
 ) -> None:
+    """Streams get an error event; who has no answer yet, or has not sent all, gets a 503."""
     upstream.script = stream(words("a", "b")[:3], ends="hang")
+    upstream.by_model["silent"] = hang
     async with process(tmp_path, upstream, drain="200ms") as gateway:
-        line = await gateway.dial({"model": "fast", "stream": True, **CHAT})
-        await line.until(words("a", "b")[2])
-        gateway.signal()
-        raw = await line.rest()
-        assert raw.endswith(b'"param":null,"code":"stream_truncated"}}\n\n\r\n')
-        assert b"[DONE]" not in raw
-        said = "\n".join(await gateway.ended())
-        [row] = gateway.select("SELECT * FROM api_calls")
-    assert (row["status"], row["error_reason"]) == ("error", "interrupted")
-    assert (row["output_tokens"], row["usage_source"], row["is_final"]) == (2, "estimated", 1)
-    assert row["client_status"] == 200
-    assert "Traceback" not in said, said
-
-
-async def test_a_call_without_an_answer_is_interrupted_too(
-    upstream: Upstream, tmp_path: Path
-) -> None:
-    upstream.script = stream([], ends="hang")
-    async with process(tmp_path, upstream, drain="200ms") as gateway:
-        line = await gateway.dial({"model": "fast", **CHAT})
-        while not upstream.calls:
-            await asyncio.sleep(0.01)
+        streams = [await gateway.dial({"model": "fast", "stream": True, **CHAT}) for _ in range(20)]
+        for line in streams:
+            await line.until(words("a", "b")[2])
+        silent = await gateway.dial({"model": "lab/silent", **CHAT})
+        await upstream.asked(21)
+        unsent = await gateway.dial(b"{", 100)
+        await asyncio.sleep(0.05)
         gateway.signal(signal.SIGINT)
-        raw = await line.rest()
-        assert raw.startswith(b"HTTP/1.1 503")
-        assert raw.endswith(b'"type":"api_error","param":null,"code":"interrupted"}}')
-        assert "Traceback" not in "\n".join(await gateway.ended())
-        [row] = gateway.select("SELECT * FROM api_calls")
-    assert (row["status"], row["error_reason"]) == ("error", "interrupted")
-    assert (row["client_status"], row["key_id"]) == (503, "k1")
+        for line in streams:
+            raw = await line.rest()
+            assert raw.endswith(b'"param":null,"code":"stream_truncated"}}\n\n\r\n')
+            assert b"[DONE]" not in raw
+        for line in (silent, unsent):
+            raw = await line.rest()
+            assert raw.startswith(b"HTTP/1.1 503")
+            assert raw.endswith(b'"type":"api_error","param":null,"code":"interrupted"}}')
+        said = "\n".join(await gateway.ended())
+        rows = gateway.select("SELECT * FROM api_calls ORDER BY is_stream, key_id")
+    assert {row["error_reason"] for row in rows} == {"interrupted"}
+    assert [(row["client_status"], row["key_id"]) for row in rows[:2]] == [(503, None), (503, "k1")]
+    assert len(rows) == 22
+    for row in rows[2:]:
+        assert (row["status"], row["client_status"], row["is_final"]) == ("error", 200, 1)
+        assert (row["output_tokens"], row["usage_source"]) == (2, "estimated")
+    assert "Traceback" not in said, said
 
 
 async def test_every_request_is_one_line_of_json_without_secret_or_prompt(
@@ -201,7 +205,7 @@ async def test_every_request_is_one_line_of_json_without_secret_or_prompt(
             assert (await client.get("/v1/models", headers=wrong)).status_code == 401
         gateway.signal()
         lines = await gateway.ended()
-        database = b"".join(path.read_bytes() for path in tmp_path.glob("calls.db*"))
+    database = stored(tmp_path)
     told = [json.loads(line) for line in lines]
     requests = {line["request_id"]: line for line in told if "endpoint" in line}
     assert list(requests) == list(asked)

@@ -75,11 +75,11 @@ async def broken(
     assert b"[DONE]" not in raw
     assert not raw.endswith(b"0\r\n\r\n"), "the transfer looks complete"
     text = _unchunk(raw.partition(b"\r\n\r\n")[2])
-    before, mark, last = text.rpartition(b"data: {\"error\"")
+    before, mark, last = text.rpartition(b'data: {"error"')
     assert mark, "no error event"
     assert last.endswith(b"\n\n")
     assert before == b"" or before.endswith(b"\n\n"), "the error event is glued to another"
-    said = json.loads(b"{\"error\"" + last)["error"]
+    said = json.loads(b'{"error"' + last)["error"]
     assert set(said) == {"message", "type", "param", "code"}
     row = await gateway.attempt(name)
     assert (row["client_status"], row["http_status"], row["is_final"]) == (200, 200, 1)
