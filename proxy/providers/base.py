@@ -169,6 +169,8 @@ def count(raw: Mapping[str, Any]) -> Usage:
     total_tokens = number(raw.get("total_tokens"))
     if total_tokens is None and input_tokens is not None and output_tokens is not None:
         total_tokens = input_tokens + output_tokens
+    elif output_tokens is None and total_tokens is not None and input_tokens is not None:
+        output_tokens = max(0, total_tokens - input_tokens)  # embeddings tell only these two
     given, made = raw.get("prompt_tokens_details"), raw.get("completion_tokens_details")
     given = given if isinstance(given, Mapping) else {}
     made = made if isinstance(made, Mapping) else {}

@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 
-from proxy.providers.base import Dialect, count, listed
+from proxy.providers.base import Dialect, count, listed, number
 from proxy.types import ModelInfo, Usage
 
 
@@ -28,7 +28,7 @@ class Gemini(Dialect):
         usage = count(raw)
         if usage.total_tokens is None or usage.input_tokens is None:
             return usage
-        sent = usage.output_tokens or 0
+        sent = number(raw.get("completion_tokens")) or 0
         output = max(sent, usage.total_tokens - usage.input_tokens)
         return msgspec.structs.replace(
             usage,

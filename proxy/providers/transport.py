@@ -106,17 +106,18 @@ class Transport(httpx.AsyncBaseTransport):
         tls = self._tls if scheme == b"https" else None
         try:
             async with asyncio.timeout(seconds):
-                _, connection = await loop.create_connection(
+                transport, connection = await loop.create_connection(
                     lambda: _Connection(self, origin, loop), host, port, ssl=tls
                 )
         except TimeoutError as exc:  # ours, or the kernel's
             raise httpx.ConnectTimeout(f"no connection to {host}:{port} in time") from exc
         except (OSError, ValueError) as exc:  # ValueError: what is no host name
             raise httpx.ConnectError(f"cannot connect to {host}:{port}: {_reason(exc)}") from exc
+        if not transport.is_closing():
+            # Not before: uvloop tells a connection that was cancelled of its making, and not
+            # of its end.
+            self._open.add(connection)
         return connection
-
-    def opened(self, connection: _Connection) -> None:
-        self._open.add(connection)
 
     def closed(self, connection: _Connection) -> None:
         self._open.discard(connection)
@@ -250,7 +251,6 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self._owner.opened(self)
 
     def data_received(self, data: bytes) -> None:
         parser = self._parser

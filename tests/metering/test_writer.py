@@ -113,6 +113,48 @@ async def test_what_cannot_be_written_comes_again_first(
     ]
 
 
+async def test_each_trouble_is_told_once_and_so_is_its_end(
+    table: Table, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "tollkeeper")
+    async with writing(table.flush) as batches:
+        for trouble in ("first", "second"):
+            table.broken, tries = OSError(trouble), table.tries
+            batches.put(trouble)
+            await until(lambda before=tries: table.tries >= before + 3)  # type: ignore[misc]
+            table.broken = None
+            await until(lambda: batches.depth == 0)
+    assert [message.partition(":")[2] for message in caplog.messages] == [
+        " first",
+        "",
+        " second",
+        "",
+    ]
+
+
+async def test_tries_are_ever_farther_apart(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    sleep = asyncio.sleep
+
+    async def note(seconds: float) -> None:
+        slept.append(seconds)
+        await sleep(0)
+
+    monkeypatch.setattr(writer, "BACKOFF", (0.5, 1.0, 2.0))
+    monkeypatch.setattr(writer.asyncio, "sleep", note)
+    batches = BatchWriter(table.flush, interval=9)
+    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+        tasks.create_task(batches.run())
+        table.broken = OSError("locked")
+        batches.put(1)
+        while table.tries < 5:
+            await sleep(0)
+        table.broken = None
+        await batches.drain(5)
+    assert [seconds for seconds in slept if seconds not in (0, 9)][:4] == [0.5, 1.0, 2.0, 2.0]
+    assert slept[0] == 9  # first of all it waits for others to come
+
+
 async def test_an_error_without_words_is_told_by_its_name(table: Table) -> None:
     async with writing(table.flush) as batches:
         table.broken = TimeoutError()

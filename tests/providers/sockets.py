@@ -208,6 +208,7 @@ class Line(asyncio.Transport):
         self.written = b""
         self.closed = False
         self.connection.connection_made(self)
+        transport._open.add(self.connection)
 
     def write(self, data: Any) -> None:
         self.written += data

@@ -76,3 +76,11 @@ def test_the_message_names_what_may_have_been_meant() -> None:
 )
 def test_only_bare_names_need_the_lists(model: str, known: bool) -> None:
     assert PLANNER.known(model) is known
+
+
+@pytest.mark.parametrize(
+    ("length", "shown"), [(100, "x" * 100), (101, "x" * 100 + "..."), (10**6, "x" * 100 + "...")]
+)
+def test_a_long_name_is_shown_in_part(length: int, shown: str) -> None:
+    with pytest.raises(GatewayError, match=f"'{shown}' does not exist"):
+        PLANNER.plan("x" * length)

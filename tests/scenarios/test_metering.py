@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -501,3 +502,18 @@ async def test_an_answer_of_another_type_is_no_stream(gateway: Gateway, upstream
     upstream.script = answer(200, b'{"data":[{"embedding":[1]}]}', **{"content-type": "text/plain"})
     row = await metered(gateway)
     assert (row["status"], row["usage_source"]) == ("success", "none")
+
+
+async def test_embeddings_that_tell_no_output_are_priced(
+    place: tuple[Gateway, Upstream], tmp_path: Path
+) -> None:
+    _, upstream = place
+    vector = {"object": "embedding", "index": 0, "embedding": [0.5]}
+    usage = {"prompt_tokens": 1000, "total_tokens": 1000}
+    upstream.script = json_answer({"object": "list", "data": [vector], "usage": usage})
+    prices = {"lab/e": {"input": 1, "output": 2}}
+    async with running(tmp_path, {"providers": {"lab": lab(upstream.url)}, "prices": prices}) as own:
+        await own.client.post("/v1/embeddings", json={"model": "lab/e", "input": "hi"})
+        row = await own.row()
+    assert (row["input_tokens"], row["output_tokens"]) == (1000, 0)
+    assert row["cost_estimate_usd"] == pytest.approx(0.001)
