@@ -182,7 +182,8 @@ class _Gateway:
         """A database that cannot be opened now is no reason not to serve; a newer one is."""
         try:
             await self._store.open()
-        except SchemaError:
+        except SchemaError as error:
+            _log.critical("%s", error)
             raise
         except StoreError as error:
             _log.error("%s; serving without it, and trying again", error)

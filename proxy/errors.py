@@ -1,7 +1,7 @@
 """What can go wrong, in one closed vocabulary that rows, stats, logs and answers share.
 
-    GatewayError        an answer of the gateway's own, in OpenAI's error envelope
-    ConfigError         the configuration does not hold; one line for each mistake
+GatewayError        an answer of the gateway's own, in OpenAI's error envelope
+ConfigError         the configuration does not hold; one line for each mistake
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What the program says on stderr: its own messages, and one line a request.
 
-    setup(level, form, redact)     the loggers of this program, of uvicorn and of the libraries
+    setup(level, form, redact)     the loggers of this program and of its libraries
     RequestLog                     one line a request, written from the record that is stored
 
 Both come as JSON, one object a line, or readable. Either way a line is one line: characters that
@@ -24,13 +24,16 @@ from proxy.clock import rfc3339
 from proxy.redact import shorten
 from proxy.types import CallRecord
 
-_OURS = ("tollkeeper", "uvicorn.error")
-_LIBRARIES = ("asyncio", "alembic", "sqlalchemy")
-"""Heard from ``warning`` on. Without a handler of ours, Python would print them unredacted."""
+_OURS = "tollkeeper"
+_LIBRARIES = ("uvicorn.error", "asyncio", "alembic", "sqlalchemy")
+"""Heard from ``warning`` on, since the banner says what a start looks like. Without a handler of
+ours, Python would print them unredacted."""
 
 _CUT = "ASGI callable returned without completing response."
 """uvicorn's complaint about a response without an end. A broken upstream stream is passed on as a
 broken stream, on purpose: a clean end would tell the client that the answer is complete."""
+
+_NO_START = "Application startup failed. Exiting."
 
 
 def setup(level: str, form: str, redact: Callable[[str], str]) -> None:
@@ -43,17 +46,19 @@ def setup(level: str, form: str, redact: Callable[[str], str]) -> None:
     handler.setFormatter(_FORMATTERS[_resolve(form, sys.stderr)](redact))
     handler.addFilter(lambda record: not _is_expected(record))
     threshold = _number(level)
-    for name in _OURS + _LIBRARIES:
+    for name in (_OURS, *_LIBRARIES):
         logger = logging.getLogger(name)
         logger.handlers = [handler]
         logger.setLevel(max(threshold, logging.WARNING) if name in _LIBRARIES else threshold)
 
 
 def _is_expected(record: logging.LogRecord) -> bool:
-    """Whether uvicorn takes what we do on purpose for a fault: a response without an end, or a call
-    that was cancelled because the time to stop is over. Both have a line of their own."""
+    """Whether uvicorn tells at length what has a line of ours: a response left without an end, a
+    call cancelled because the time to stop is over, a database that is too new to start with."""
+    if record.name != "uvicorn.error":
+        return False
     cancelled = record.exc_info is not None and record.exc_info[0] is CancelledError
-    return record.msg == _CUT or (cancelled and record.name == "uvicorn.error")
+    return cancelled or record.msg in (_CUT, _NO_START) or "SchemaError: " in str(record.msg)
 
 
 def _resolve(form: str, stream: TextIO) -> str:

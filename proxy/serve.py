@@ -83,7 +83,10 @@ def serve(settings: Settings, announce: Callable[[str], None]) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stopped)
     server = _Server(config, ready, stopping)
-    server.run(sockets=[listener])
+    try:
+        server.run(sockets=[listener])
+    except SystemExit as stopped:  # uvicorn's own way out of a start that failed
+        return 0 if not stopped.code else 1
     return 0 if server.started else 1
 
 

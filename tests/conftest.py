@@ -36,9 +36,7 @@ async def start(tmp_path: Path) -> AsyncIterator[Callable[..., Awaitable[Gateway
 
 
 @pytest_asyncio.fixture
-async def gateway(
-    upstream: Upstream, start: Callable[..., Awaitable[Gateway]]
-) -> Gateway:
+async def gateway(upstream: Upstream, start: Callable[..., Awaitable[Gateway]]) -> Gateway:
     """One provider ``lab`` with one key, in front of ``upstream``; ``lab/json`` has a price."""
     return await start(
         {

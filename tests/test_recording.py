@@ -5,7 +5,8 @@ from collections.abc import Collection, Sequence
 
 import pytest
 
-from proxy.clock import monotonic, now_ms
+from proxy import recording
+from proxy.clock import now_ms
 from proxy.errors import ErrorReason
 from proxy.metering.pricing import Quote, Rates
 from proxy.recording import Recording
@@ -71,7 +72,7 @@ class Office:
 def rest(model: str = "big", seconds: float = 60) -> Parked:
     keys = KeyPool("lab", [Key("k1", "sk-1", "org")])
     verdict = Verdict(Action.NEXT_KEY, park="model" if model else "key", cooldown=seconds)
-    parked = keys.park(keys.keys[0], model, verdict, ErrorReason.RATE_LIMIT, monotonic())
+    parked = keys.park(keys.keys[0], model, verdict, ErrorReason.RATE_LIMIT, 100.0)
     assert parked is not None
     return parked
 
@@ -99,8 +100,9 @@ async def test_where_nothing_is_kept_it_is_still_logged(caplog: pytest.LogCaptur
 
 @pytest.mark.parametrize(("model", "words"), [("big", ", big)"), ("", ")")])
 async def test_a_key_that_rests_is_told_and_kept(
-    caplog: pytest.LogCaptureFixture, model: str, words: str
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, model: str, words: str
 ) -> None:
+    monkeypatch.setattr(recording, "monotonic", lambda: 100.0)
     office = Office()
     before = now_ms()
     office.recording.parked("lab", rest(model))
@@ -109,7 +111,7 @@ async def test_a_key_that_rests_is_told_and_kept(
     assert (row.provider, row.model, row.key_id, row.account) == ("lab", model, "k1", "org")
     assert (row.reason, row.backoff_count) == ("rate_limit", 1)
     assert before <= row.at <= now_ms()
-    assert row.until - row.at == pytest.approx(60_000, abs=1000)
+    assert row.until - row.at == 60_000
     assert caplog.messages == [f"lab: key k1 rests for 60 s (rate_limit{words}"]
 
 
@@ -171,9 +173,12 @@ async def test_a_call_without_tokens_has_no_price_to_ask_for() -> None:
 
 async def test_listed_models_get_their_prices() -> None:
     office = Office(llama=PRICED, free=Rates(input=0, output=0, source="config"))
-    listed = [ModelInfo("groq", name, {"id": name}) for name in ("llama", "free", "odd")]
+    office.shop.shelf["input"] = Rates(input=0, output=1)
+    names = ("llama", "free", "odd", "input")
+    listed = [ModelInfo("groq", name, {"id": name}) for name in names]
     office.recording.keep(listed)
-    ((llama, free, odd),) = await office.rows()  # type: ignore[misc]
+    ((llama, free, odd, paid),) = await office.rows()  # type: ignore[misc]
+    assert paid.is_free is False
     assert (llama.input_price_per_mtok, llama.output_price_per_mtok) == (0.5, 1.5)
     assert (llama.cached_price_per_mtok, llama.price_version, llama.is_free) == (0.0, "v7", False)
     assert (free.is_free, free.price_source, free.cached_price_per_mtok) == (True, "config", None)

@@ -1,8 +1,8 @@
 """An upstream whose every byte a test decides: a real HTTP/1.1 server on loopback.
 
-    upstream.script = json_answer({...})            what every request gets
-    upstream.by_key["sk-2"] = refusal(429, {...})   what the requests of one key get
-    upstream.requests                               what came, in order
+upstream.script = json_answer({...})            what every request gets
+upstream.by_key["sk-2"] = refusal(429, {...})   what the requests of one key get
+upstream.requests                               what came, in order
 """
 
 from __future__ import annotations

@@ -145,8 +145,9 @@ class Meter:
     def refuse(self, error: GatewayError) -> None:
         """The request ends with an answer of our own: after failed attempts, or before any."""
         status = "rejected" if self.last is None else None
-        self.close(status, error.status, reason=None if self.last else error.reason,
-                   message=error.message)
+        self.close(
+            status, error.status, reason=None if self.last else error.reason, message=error.message
+        )
 
     def _reject(
         self,
@@ -167,6 +168,10 @@ class Meter:
             client_status=client_status,
             ended=now,
         )
+
+    def _message(self, fault: Fault | None) -> str | None:
+        """What went wrong, without secrets and at the length that a row keeps."""
+        return shorten(self._books.redact(fault.message)) if fault is not None else None
 
     def _write(
         self,
@@ -217,8 +222,8 @@ class Meter:
                 http_status=attempt.http_status,
                 client_status=client_status,
                 error_reason=str(fault.reason) if fault is not None else None,
-                error_message=shorten(self._books.redact(fault.message)) if fault is not None else None,
-                finish_reason=tap.finish_reason if tap is not None else None,
+                error_message=self._message(fault),
+                finish_reason=_short(tap.finish_reason) if tap is not None else None,
                 response_time_ms=_ms(last - attempt.began) if called else None,
                 total_duration_ms=_ms(ended - self.started) if final else None,
                 queue_time_ms=_ms(attempt.leased - attempt.began) if called else None,
@@ -285,7 +290,8 @@ def _usage(attempt: Attempt, status: str, asked: Asked) -> tuple[Usage | None, s
         return None, "none"
     prompt = estimate.prompt_tokens(asked.prompt_length, asked.message_count)
     total = prompt + tap.seen_tokens if prompt is not None else None
-    return Usage(input_tokens=prompt, output_tokens=tap.seen_tokens, total_tokens=total), "estimated"
+    usage = Usage(input_tokens=prompt, output_tokens=tap.seen_tokens, total_tokens=total)
+    return usage, "estimated"
 
 
 def _speed(tap: StreamTap | None, usage: Usage | None, source: str) -> float | None:
@@ -315,9 +321,15 @@ def percentile(ordered: list[float], share: float) -> float:
 
 
 def _version(tap: Tap | None, model: str) -> str | None:
+    """The upstream's fingerprint, else the model that answered where it is another."""
     if tap is None:
         return None
-    return tap.fingerprint or (tap.model if tap.model != model else None)
+    return _short(tap.fingerprint or (tap.model if tap.model != model else None))
+
+
+def _short(text: str | None) -> str | None:
+    """A name that an upstream gave, at the length that a row keeps."""
+    return text[:128] if text is not None else None
 
 
 def _metadata(tap: Tap | None, model: str) -> str | None:

@@ -23,11 +23,12 @@ def model_rewriter(alias: str) -> Callable[[bytes], bytes]:
     Every other byte stays. What cannot be read is handed back as it is.
     """
     value = msgspec.json.encode(alias)
+    model = msgspec.Raw(value)
 
     def rewrite(document: bytes) -> bytes:
         for found in islice(_MODEL.finditer(document), MAX_TRIES):
             candidate = document[: found.start(1)] + value + document[found.end(1) :]
-            if _is_rewritten(document, candidate, msgspec.Raw(value)):
+            if _is_rewritten(document, candidate, model):
                 return candidate
         return document
 

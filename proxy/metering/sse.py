@@ -39,11 +39,9 @@ class EventSplitter:
 
     def feed(self, data: bytes) -> list[bytes]:
         if not self._rest and data.endswith(b"\n\n") and b"\r" not in data:
-            if data.find(b"\n\n") == len(data) - 2:
-                return [data]
             events = data.split(b"\n\n")
             if not events.pop():  # else three line ends: the third belongs to the next event
-                return [event + b"\n\n" for event in events]
+                return [event + b"\n\n" for event in events] if len(events) > 1 else [data]
         return self._feed_slowly(data)
 
     def _feed_slowly(self, data: bytes) -> list[bytes]:

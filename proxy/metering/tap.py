@@ -201,11 +201,12 @@ class StreamTap(Tap):
         if delta.refusal:
             output = True
             self.seen_tokens += estimate.delta_tokens(delta.refusal)
-        for call in delta.tool_calls or ():
-            for text in (call.function.name, call.function.arguments) if call.function else ():
-                if text:
-                    output = True
-                    self.seen_tokens += estimate.delta_tokens(text)
+        if delta.tool_calls:
+            for call in delta.tool_calls:
+                for text in (call.function.name, call.function.arguments) if call.function else ():
+                    if text:
+                        output = True
+                        self.seen_tokens += estimate.delta_tokens(text)
         return output
 
     def _token(self, at: float, length: int) -> None:

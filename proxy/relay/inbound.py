@@ -48,9 +48,7 @@ class Inbound(msgspec.Struct, frozen=True):
         return msgspec.json.encode(members)
 
 
-async def read_body(
-    receive: Receive, length: int | None, limit: int, seconds: float
-) -> bytes:
+async def read_body(receive: Receive, length: int | None, limit: int, seconds: float) -> bytes:
     """The whole body.
 
     Raises GatewayError 413 (more than ``limit`` bytes) or 408 (not there after ``seconds``), and

@@ -80,9 +80,7 @@ class Outbound:
         self._rewrite = model_rewriter(alias) if alias is not None and not encoding else None
         self.tap: StreamTap | BodyTap
         if kind.startswith(b"text/event-stream"):
-            self.tap = StreamTap(
-                hide_usage=hide_usage, rewrite=self._rewrite, encoding=encoding
-            )
+            self.tap = StreamTap(hide_usage=hide_usage, rewrite=self._rewrite, encoding=encoding)
         else:
             self.tap = BodyTap(encoding=encoding)
         attempt.tap = self.tap

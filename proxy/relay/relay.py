@@ -79,9 +79,7 @@ class Relay:
         self._parked = parked
         self._broken = broken
 
-    async def serve(
-        self, operation: Operation, scope: Scope, receive: Receive, send: Send
-    ) -> None:
+    async def serve(self, operation: Operation, scope: Scope, receive: Receive, send: Send) -> None:
         """One call, from its first byte to its last row."""
         request_id: str = scope["request_id"]
         caller: Caller = scope["caller"]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 from typing import Any
 
@@ -11,7 +12,7 @@ from proxy.errors import ErrorReason, GatewayError
 from proxy.metering.meter import Attempt
 from proxy.metering.tap import BodyTap, StreamTap
 from proxy.relay import outbound as module
-from proxy.relay.outbound import Outbound, fault_of, send_error
+from proxy.relay.outbound import STOPPED, Outbound, fault_of, interrupt, send_error
 from proxy.routing.keypool import Key, KeyPool
 from proxy.types import Headers, Target
 from tests.upstream import event, usage_event
@@ -261,6 +262,76 @@ async def test_a_body_that_breaks_off_is_not_ended(monkeypatch: pytest.MonkeyPat
     await answer.outbound.peek(5)
     assert not await answer.deliver()
     assert (answer.client.body, answer.client.ended) == (b'{"choices"', False)
+
+
+async def test_what_is_compressed_is_watched_and_passes_as_it_is() -> None:
+    """The provider was asked not to; one that does it all the same is read, and left alone."""
+    packed = gzip.compress(b'{"model":"up","choices":[{"message":{"content":"abc"}}]}')
+    fields = [JSON, (b"content-encoding", b"gzip")]
+    answer = Answer(packed[:20], packed[20:], fields=fields, alias="fast")
+    assert await answer.outbound.peek(5) is None
+    assert await answer.deliver()
+    assert answer.client.body == packed
+    assert (b"content-encoding", b"gzip") in answer.client.headers
+    assert answer.outbound.tap.response_length == 3
+
+
+async def test_identity_is_no_compression() -> None:
+    fields = [(b"content-encoding", b"identity"), JSON]
+    answer = Answer(b'{"model":"up","choices":[{}]}', fields=fields, alias="fast")
+    await answer.outbound.peek(5)
+    await answer.deliver()
+    assert answer.client.body == b'{"model":"fast","choices":[{}]}'
+
+
+# Stopping in the middle.
+
+
+@pytest.mark.parametrize("hide_usage", [False, True])
+@pytest.mark.parametrize("half", [b"", b'data: {"choices"'])
+async def test_a_stream_that_is_stopped_says_so_and_has_no_end(
+    half: bytes, hide_usage: bool
+) -> None:
+    whole = event({"content": "a"})
+    answer = stream(whole + half, 3600.0, hide_usage=hide_usage)
+    await answer.outbound.peek(5)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await answer.deliver()
+    await interrupt(answer.client.send, answer.outbound, [])
+    assert answer.client.body.startswith(whole + half + (b"\n\n" if half else b"") + b"data: ")
+    assert said(answer)["message"] == STOPPED
+    assert not answer.client.ended
+    fault = answer.attempt.fault
+    assert fault is not None
+    assert fault.reason is ErrorReason.INTERRUPTED
+
+
+async def test_a_client_that_has_seen_the_end_is_told_nothing_more() -> None:
+    answer = stream(event({"content": "a"}), DONE, 3600.0)
+    await answer.outbound.peek(5)
+    assert not answer.outbound.told_all
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await answer.deliver()
+    assert answer.outbound.told_all
+    await interrupt(answer.client.send, answer.outbound, [])
+    assert answer.client.body == event({"content": "a"}) + DONE
+
+
+async def test_a_call_without_an_answer_gets_a_503() -> None:
+    client = Client()
+    await interrupt(client.send, None, [(b"x-request-id", b"ID")])
+    assert (client.status, client.ended) == (503, True)
+    assert json.loads(client.body)["error"]["code"] == "interrupted"
+
+
+async def test_a_client_that_does_not_read_is_not_waited_for() -> None:
+    async def stuck(_: object) -> None:
+        await asyncio.sleep(3600)
+
+    async with asyncio.timeout(5):
+        await interrupt(stuck, None, [])
 
 
 # Letting go.

@@ -512,7 +512,9 @@ async def test_embeddings_that_tell_no_output_are_priced(
     usage = {"prompt_tokens": 1000, "total_tokens": 1000}
     upstream.script = json_answer({"object": "list", "data": [vector], "usage": usage})
     prices = {"lab/e": {"input": 1, "output": 2}}
-    async with running(tmp_path, {"providers": {"lab": lab(upstream.url)}, "prices": prices}) as own:
+    async with running(
+        tmp_path, {"providers": {"lab": lab(upstream.url)}, "prices": prices}
+    ) as own:
         await own.client.post("/v1/embeddings", json={"model": "lab/e", "input": "hi"})
         row = await own.row()
     assert (row["input_tokens"], row["output_tokens"]) == (1000, 0)

@@ -11,7 +11,7 @@ import socket
 import sqlite3
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -280,3 +280,20 @@ async def test_what_cannot_be_served_is_one_line(tmp_path: Path, words: list[str
     _, said = await asyncio.wait_for(started.communicate(), 20)
     assert started.returncode == 1
     assert len(said.decode().splitlines()) == 1, said.decode()
+
+
+async def test_a_database_of_a_newer_version_is_one_line(tmp_path: Path) -> None:
+    database = tmp_path / "t.db"
+    shutil.copy(await migrated(), database)
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+        connection.commit()
+    (tmp_path / "t.yaml").write_text(
+        "server: {port: 0}\nproviders: {demo: {}}\n"
+        f"telemetry: {{database_url: 'sqlite+aiosqlite:///{database}'}}\n"
+    )
+    started = await run("serve", "--config", "t.yaml", cwd=tmp_path)
+    _, said = await asyncio.wait_for(started.communicate(), 20)
+    assert started.returncode == 1
+    [line] = said.decode().splitlines()
+    assert "newer version" in line
