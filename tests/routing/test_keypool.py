@@ -263,11 +263,11 @@ def test_a_key_is_as_ill_as_its_worst_model() -> None:
     take(keys)
     park(keys, seconds=900, model="a")
     park(keys, seconds=30, model="b", reason=ErrorReason.QUOTA_EXCEEDED)
-    (told,) = keys.states(0, 0)
-    assert (told["state"], told["until"], told["in_flight"]) == ("exhausted", 30_000, 1)
-    assert [(each["model"], each["state"]) for each in told["models"]] == [
-        ("a", "cooling"),
-        ("b", "exhausted"),
+    (told,) = keys.states(10, 1000)
+    assert (told["state"], told["until"], told["in_flight"]) == ("exhausted", 21_000, 1)
+    assert told["models"] == [
+        {"model": "a", "state": "cooling", "reason": "rate_limit", "until": 891_000},
+        {"model": "b", "state": "exhausted", "reason": "quota_exceeded", "until": 21_000},
     ]
 
 
