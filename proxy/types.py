@@ -34,13 +34,13 @@ _PATHS = {
 }
 
 
-class Caller(msgspec.Struct, frozen=True):
+class Caller(msgspec.Struct, frozen=True, gc=False):
     """Who asks. ``client_id`` is "master" for the master key and None on an open gateway."""
 
     client_id: str | None = None
 
 
-class Target(msgspec.Struct, frozen=True):
+class Target(msgspec.Struct, frozen=True, gc=False):
     """One model at one provider: what an attempt is made at."""
 
     provider: str
@@ -50,7 +50,7 @@ class Target(msgspec.Struct, frozen=True):
         return f"{self.provider}/{self.model}"
 
 
-class Plan(msgspec.Struct, frozen=True):
+class Plan(msgspec.Struct, frozen=True, gc=False):
     """The targets that may serve a request, best first. ``alias`` is None for a direct name."""
 
     requested_model: str
@@ -67,7 +67,7 @@ class Action(StrEnum):
     STOP = "stop"  # the answer goes to the client as it is
 
 
-class Fault(msgspec.Struct, frozen=True):
+class Fault(msgspec.Struct, frozen=True, gc=False):
     """A failed attempt in the gateway's own words.
 
     ``status`` is the upstream's HTTP status, None if none came. ``retry_after`` is seconds as the
@@ -87,7 +87,7 @@ class Fault(msgspec.Struct, frozen=True):
     model_scope: bool = True
 
 
-class Verdict(msgspec.Struct, frozen=True):
+class Verdict(msgspec.Struct, frozen=True, gc=False):
     """What to do after a fault. ``cooldown`` is seconds (None: the pool's own back-off)."""
 
     action: Action
@@ -95,7 +95,7 @@ class Verdict(msgspec.Struct, frozen=True):
     cooldown: float | None = None
 
 
-class Usage(msgspec.Struct, frozen=True):
+class Usage(msgspec.Struct, frozen=True, gc=False):
     """Token counts of one call, inclusive: cached is inside input, reasoning inside output.
 
     ``hidden_tokens`` are output tokens that were billed but never sent (thoughts that stay with
@@ -133,7 +133,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     is_free: bool | None = None
 
 
-class CallRecord(msgspec.Struct, frozen=True):
+class CallRecord(msgspec.Struct, frozen=True, gc=False):
     """One upstream attempt, or one request refused before any: a row of ``api_calls``.
 
     The fields are the columns, in order (``id`` and the computed ``success`` aside). Instants are

@@ -12,16 +12,16 @@ from typing import Any
 import msgspec
 
 
-class Function(msgspec.Struct):
+class Function(msgspec.Struct, gc=False):
     name: str | None = None
     arguments: str | None = None
 
 
-class ToolCall(msgspec.Struct):
+class ToolCall(msgspec.Struct, gc=False):
     function: Function | None = None
 
 
-class Message(msgspec.Struct):
+class Message(msgspec.Struct, gc=False):
     """A delta of a stream or the message of a body: the members that carry output."""
 
     content: str | None = None
@@ -34,7 +34,7 @@ class Message(msgspec.Struct):
     audio: msgspec.Raw | None = None
 
 
-class Choice(msgspec.Struct):
+class Choice(msgspec.Struct, gc=False):
     delta: Message | None = None
     message: Message | None = None
     text: str | None = None
@@ -42,7 +42,7 @@ class Choice(msgspec.Struct):
     error: Any = None
 
 
-class Answer(msgspec.Struct):
+class Answer(msgspec.Struct, gc=False):
     """A chunk or a whole body. What is not named here passes unseen."""
 
     choices: list[Choice] | None = None
@@ -58,6 +58,7 @@ class Answer(msgspec.Struct):
 
 
 _decode = msgspec.json.Decoder(Answer).decode
+_decode_all = msgspec.json.Decoder(list[Answer]).decode
 _decode_any = msgspec.json.Decoder().decode
 _FAILURES = (msgspec.DecodeError, ValueError, RecursionError)
 
@@ -69,6 +70,15 @@ def decode(document: bytes) -> Answer | None:
     except _FAILURES:
         loose = _loose(document)
     return _lenient(loose) if isinstance(loose, dict) else None
+
+
+def decode_all(documents: bytes, count: int) -> list[Answer] | None:
+    """Read ``count`` chunks, separated by commas, at once; None if they have to be read singly."""
+    try:
+        answers = _decode_all(b"[" + documents + b"]")
+    except _FAILURES:
+        return None
+    return answers if len(answers) == count else None
 
 
 def _loose(document: bytes) -> Any:

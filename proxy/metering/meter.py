@@ -25,7 +25,7 @@ MAX_METADATA = 4096
 _TIMEOUTS = {ErrorReason.TIMEOUT}
 
 
-class Asked(msgspec.Struct, frozen=True):
+class Asked(msgspec.Struct, frozen=True, gc=False):
     """What the client asked for, as far as a row keeps it. Unknown or odd members are None."""
 
     model: str | None = None
@@ -45,7 +45,7 @@ class Asked(msgspec.Struct, frozen=True):
     reasoning_effort: str | None = None
 
 
-class Attribution(msgspec.Struct, frozen=True):
+class Attribution(msgspec.Struct, frozen=True, gc=False):
     """Who and what a call is counted for, from the request's headers."""
 
     client_request_id: str | None = None

@@ -13,6 +13,9 @@ MAX_EVENT = 4 * 1024 * 1024
 
 _BLANK_LINE = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)")
 _LINE_END = re.compile(rb"\r\n|\n|\r")
+NEXT = b"\n\ndata: "
+"""Where one plain event ends and the next begins."""
+_DONE = b"\n\ndata: [DONE]\n\n"
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -31,6 +34,11 @@ class EventSplitter:
     @property
     def rest(self) -> bytes:
         return bytes(self._rest)
+
+    @property
+    def between_events(self) -> bool:
+        """Whether all that was fed has been handed out."""
+        return not self._rest and not self._too_long
 
     @property
     def inside_event(self) -> bool:
@@ -64,6 +72,23 @@ class EventSplitter:
         # A blank line may straddle two reads: look again at the last three bytes.
         self._searched = max(0, len(rest) - 3)
         return events
+
+
+def plain_events(data: bytes) -> tuple[bytes, int, bool] | None:
+    """Many events of one line of data each, as most servers send them, read in one step.
+
+    Their JSON documents separated by commas, how many these are, and whether ``[DONE]`` came
+    behind them; None for anything that is not as plain as that.
+    """
+    done = data.endswith(_DONE)
+    if done:
+        data = data[: -len(_DONE)] + b"\n\n"
+    if not data.startswith(b"data: {") or not data.endswith(b"}\n\n") or b"\r" in data:
+        return None
+    count = data.count(NEXT) + 1
+    if data.count(b"\n") != 2 * count:
+        return None
+    return data[6:-2].replace(NEXT, b","), count, done
 
 
 def payload(event: bytes) -> bytes | None:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable
+from itertools import repeat
 from typing import Any
 
 from proxy.metering import estimate
-from proxy.metering.answer import Answer, Choice, Message, decode
+from proxy.metering.answer import Answer, Choice, Message, decode, decode_all
 from proxy.metering.decompress import Decompressor
-from proxy.metering.sse import EventSplitter, payload
+from proxy.metering.sse import NEXT, EventSplitter, payload, plain_events
 from proxy.metering.usage import RawUsage, from_timings, pick
 
 MAX_BODY = 64 * 1024 * 1024
@@ -125,14 +126,18 @@ class StreamTap(Tap):
         if self._decompressor is not None:
             self._watch(self._splitter.feed(self._decompressor.feed(data)), at)
             return data
-        events = self._splitter.feed(data)
-        if not self._by_event:
-            for event in events:
-                found = payload(event)
-                if found is not None:
-                    self._read(found, at)
-            return data
-        return self._watch(events, at)
+        if NEXT in data and self._rewrite is None and self._splitter.between_events:
+            plain = plain_events(data)
+            answers = decode_all(*plain[:2]) if plain is not None else None
+            if plain is not None and answers is not None:
+                return self._see_all(answers, plain[2], data, at)
+        if self._by_event:
+            return self._watch(self._splitter.feed(data), at)
+        for event in self._splitter.feed(data):
+            found = payload(event)
+            if found is not None:
+                self._read(found, at)
+        return data
 
     def finish(self) -> bytes:
         """The stream has ended: what was held back of an event that never did, once."""
@@ -145,6 +150,20 @@ class StreamTap(Tap):
             self._splitter = EventSplitter()
             return b""
         return rest if self._by_event and self._decompressor is None else b""
+
+    def _see_all(self, answers: list[Answer], done: bool, data: bytes, at: float) -> bytes:
+        """Note the answers of a read of whole events; give its bytes, less what is withheld."""
+        before = self.chunk_count
+        hidden = [place for place, answer in enumerate(answers) if self._see(answer)]
+        if self.chunk_count != before:
+            self._token(at)
+            self._token_beside(self.chunk_count - before - 1)
+        if done:
+            self.done = self.meaningful = True
+        if not hidden or not self._hide_usage:
+            return data
+        events = data.split(b"\n\n")
+        return b"\n\n".join(event for place, event in enumerate(events) if place not in hidden)
 
     def _watch(self, events: list[bytes], at: float) -> bytes:
         kept = []
@@ -166,29 +185,32 @@ class StreamTap(Tap):
         answer = decode(data)
         if answer is None:
             return False
+        before = self.chunk_count
+        hidden = self._see(answer)
+        if self.chunk_count != before:
+            self._token(at)
+        return hidden
+
+    def _see(self, answer: Answer) -> bool:
+        """Note one chunk; True if it holds usage and nothing else."""
         self.note(answer)
         choices = answer.choices
         if not choices:
             return choices is not None and isinstance(answer.usage, dict) and not answer.error
-        length = 0
         output = False
         for choice in choices:
             delta = choice.delta
-            if delta is not None:
-                if delta.content:
-                    length += len(delta.content)
-                    output = True
-                    self.seen_tokens += estimate.delta_tokens(delta.content)
-                if self._other(delta):
-                    output = True
-            elif choice.text:
-                length += len(choice.text)
+            text = delta.content if delta is not None else choice.text
+            if text:
                 output = True
-                self.seen_tokens += estimate.delta_tokens(choice.text)
+                self.response_length += len(text)
+                self.seen_tokens += estimate.delta_tokens(text)
+            if delta is not None and self._other(delta):
+                output = True
             if choice.finish_reason or choice.error:
                 self.reason(choice)
         if output:
-            self._token(at, length)
+            self.chunk_count += 1
         return False
 
     def _other(self, delta: Message) -> bool:
@@ -209,12 +231,10 @@ class StreamTap(Tap):
                         self.seen_tokens += estimate.delta_tokens(text)
         return output
 
-    def _token(self, at: float, length: int) -> None:
+    def _token(self, at: float) -> None:
+        """Output came."""
         self.meaningful = True
-        self.chunk_count += 1
-        self.response_length += length
-        last = self.last_token
-        self.last_token = at
+        last, self.last_token = self.last_token, at
         if last is None:
             self.first_token = at
             return
@@ -228,6 +248,16 @@ class StreamTap(Tap):
             if len(self.gaps) >= MAX_GAPS:  # a very long stream: keep every other gap
                 self.gaps = self.gaps[::2]
                 self._step *= 2
+
+    def _token_beside(self, count: int) -> None:
+        """So many more outputs came in the same read."""
+        if count and self.last_token is not None:
+            if self._step == 1 and len(self.gaps) + count < MAX_GAPS:
+                self.max_gap = self.max_gap or 0.0
+                self.gaps.extend(repeat(0.0, count))
+            else:
+                for _ in range(count):
+                    self._token(self.last_token)
 
 
 class BodyTap(Tap):

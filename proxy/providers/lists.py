@@ -104,7 +104,10 @@ class _Refused(Exception):
     """The provider answered 401."""
 
 
-_FAILURES = (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError, RecursionError)
+_FAILURES = (
+    *(httpx.HTTPError, httpx.InvalidURL, OSError, ValueError, RecursionError),
+    *(LookupError, TypeError, AttributeError),  # a list of a shape that nobody expects
+)
 
 
 class _Fetcher:
