@@ -79,6 +79,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
         version=__version__,
         lifespan=lifespan,
         openapi_url=None,
+        redirect_slashes=False,
         telemetry={"auto_configure": False, "tracing": False, "metrics": False, "logs": False},
     )
     api_errors.install(app)
@@ -284,7 +285,7 @@ class _Gateway:
             if key.name == name:
                 parked = pool.park(key, "", verdict, reason, monotonic())
                 if parked is not None:
-                    self._recording.parked(provider, parked)
+                    self._recording.parked(provider, parked, "local")
 
     def _recorder(self) -> dict[str, Any]:
         status = self._recording.writer.status()

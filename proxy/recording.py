@@ -13,7 +13,7 @@ from proxy.metering.pricing import Prices
 from proxy.metering.writer import BatchWriter
 from proxy.redact import shorten
 from proxy.routing.keypool import Parked
-from proxy.types import CallRecord, CooldownRecord, FaultRecord, ModelInfo, Usage
+from proxy.types import CallRecord, CooldownRecord, FaultRecord, ModelInfo, Source, Usage
 
 _log = logging.getLogger("tollkeeper")
 
@@ -50,8 +50,8 @@ class Recording:
         self._log_request(record)
         self.keep(record)
 
-    def parked(self, provider: str, parked: Parked) -> None:
-        """A key has been told to rest."""
+    def parked(self, provider: str, parked: Parked, source: Source) -> None:
+        """A key has been told to rest; ``source`` is who said for how long."""
         rest, key, at = parked.rest, parked.key, now_ms()
         seconds = rest.until - monotonic()
         model = f", {parked.model}" if parked.model else ""
@@ -68,6 +68,7 @@ class Recording:
                 reason=str(rest.reason),
                 backoff_count=rest.count,
                 at=at,
+                source=source,
             )
         )
 

@@ -233,7 +233,7 @@ class ProviderSettings(_Part):
     def _complete(self) -> Self:
         needed = {
             "base_url": self.type == "openai" and not self.base_url,
-            "account_id": self.type == "cloudflare" and not self.account_id,
+            "account_id": self.type == "cloudflare" and not (self.account_id or self.base_url),
             "keys": self.type in NEEDS_KEYS and "keys" not in self.model_fields_set,
         }
         if missing := [name for name, lacks in needed.items() if lacks]:

@@ -71,8 +71,9 @@ class Fault(msgspec.Struct, frozen=True, gc=False):
     """A failed attempt in the gateway's own words.
 
     ``status`` is the upstream's HTTP status, None if none came. ``retry_after`` is seconds as the
-    provider said them, None if it gave no hint. ``executed`` says that the upstream may have done
-    (and billed) the work: the request was sent and no complete refusal came back.
+    provider said them, None if it gave no hint; ``hint`` is where it said so. ``executed`` says
+    that the upstream may have done (and billed) the work: the request was sent and no complete
+    refusal came back.
     ``model_scope`` is False where the limit holds for every model of the key.
     """
 
@@ -83,6 +84,7 @@ class Fault(msgspec.Struct, frozen=True, gc=False):
     code: str | None = None
     param: str | None = None
     retry_after: float | None = None
+    hint: Literal["header", "body"] | None = None
     executed: bool = False
     model_scope: bool = True
 
@@ -270,6 +272,10 @@ class HostSample(msgspec.Struct, frozen=True):
     gpus: tuple[GpuSample, ...] = ()
 
 
+Source = Literal["header", "body", "local"]
+"""Who said how long a key rests: the provider, in either place, or this program."""
+
+
 class CooldownRecord(msgspec.Struct, frozen=True):
     """A key that rests: a row of ``rate_limits`` with the limit_type ``cooldown``.
 
@@ -285,3 +291,4 @@ class CooldownRecord(msgspec.Struct, frozen=True):
     reason: str
     backoff_count: int
     at: int
+    source: Source = "local"

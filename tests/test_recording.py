@@ -90,7 +90,7 @@ async def test_where_nothing_is_kept_it_is_still_logged(caplog: pytest.LogCaptur
     office = Office(keeps=False)
     office.recording.call(call())
     office.recording.keep(HostSample(1))
-    office.recording.parked("lab", rest())
+    office.recording.parked("lab", rest(), "header")
     office.recording.broken(KeyError("x"), None, None)
     assert await office.rows() == []
     assert office.recording.writer.status()["recorded"] == 0
@@ -105,7 +105,7 @@ async def test_a_key_that_rests_is_told_and_kept(
     monkeypatch.setattr(recording, "monotonic", lambda: 100.0)
     office = Office()
     before = now_ms()
-    office.recording.parked("lab", rest(model))
+    office.recording.parked("lab", rest(model), "header")
     (row,) = await office.rows()
     assert isinstance(row, CooldownRecord)
     assert (row.provider, row.model, row.key_id, row.account) == ("lab", model, "k1", "org")

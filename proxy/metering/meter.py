@@ -86,6 +86,7 @@ class Attempt:
         self.tap: Tap | None = None
         self.normalise: Callable[[Mapping[str, Any]], Usage] | None = None
         self.fault: Fault | None = None
+        self.called = True  # False: stands for a request that was refused before any attempt
 
 
 class Meter:
@@ -104,6 +105,7 @@ class Meter:
         self.started = started
         self.admitted = started  # when the request had arrived whole
         self.asked = Asked()
+        self.target: Target | None = None  # the only one that could serve it
         self.attempts = 0
         self._books = books
         self._endpoint = endpoint
@@ -158,7 +160,8 @@ class Meter:
         now: float,
     ) -> None:
         gone = reason is ErrorReason.CLIENT_CLOSED
-        stand_in = Attempt(1, Target("", ""), self.started, leased=now)
+        stand_in = Attempt(1, self.target or Target("", ""), self.started, leased=now)
+        stand_in.called = False
         stand_in.timestamp = self._timestamp
         stand_in.fault = Fault(reason or ErrorReason.INTERNAL, message or "")
         self._write(
@@ -182,7 +185,7 @@ class Meter:
         client_status: int | None,
         ended: float,
     ) -> None:
-        called = attempt.target.provider != ""
+        called = attempt.called
         fault, tap, asked = attempt.fault, attempt.tap, self.asked
         last = attempt.ended if attempt.ended is not None else ended
         upstream = _ms(last - attempt.sent) if called else None
@@ -217,7 +220,7 @@ class Meter:
                 tool_name=who.tool_name,
                 session_id=who.session_id,
                 trace_id=who.trace_id,
-                is_stream=asked.stream,
+                is_stream=asked.stream or stream is not None,
                 status=status,
                 http_status=attempt.http_status,
                 client_status=client_status,

@@ -19,6 +19,7 @@ from proxy.types import Fault, Headers, ModelInfo, Operation, Usage
 Fetch = Callable[[str, str, bytes | None], Awaitable[bytes]]
 """Method, address and JSON body to the body of a 200; anything else raises."""
 
+_HINT_HEADERS = (b"retry-after", b"retry-after-ms")
 _LARGEST = 2**53  # a count beyond this is no count, and would not fit a database's integer
 _MASKED = re.compile(r"[^\s'\"`:=]*\*{3,}[^\s'\"`]*")
 
@@ -91,6 +92,7 @@ class Dialect:
         hopeless = wait is None or faults.has_no_allowance(error)
         if reason is ErrorReason.QUOTA_EXCEEDED and hopeless and self.day is not None:
             wait = hints.until_midnight(now, self.day)
+        in_header = any(name in _HINT_HEADERS for name, _ in headers)
         message = error.message or _no_message(status)
         if reason is ErrorReason.AUTHENTICATION:
             message = _MASKED.sub("***", message)  # OpenAI quotes both ends of the key it refuses
@@ -102,6 +104,7 @@ class Dialect:
             code=error.code,
             param=error.param,
             retry_after=wait,
+            hint=None if wait is None else "header" if in_header else "body",
             executed=reason in (ErrorReason.TIMEOUT, ErrorReason.STREAM_ERROR),
             model_scope=not faults.is_account_wide(error),
         )

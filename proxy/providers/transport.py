@@ -34,7 +34,9 @@ Origin = tuple[bytes, str, int]
 
 MAX_IDLE = 256
 IDLE_SECONDS = 30.0
-STALE_SECONDS = 1.0
+RESTED_SECONDS = 0.5
+"""Servers close what has been idle; a connection that was in use just now is not one of those."""
+STALE_SECONDS = 0.25
 """A close that comes later than this after sending may come from a server that was at work."""
 DEFAULT_TIMEOUT = {"connect": 5.0, "first_byte": 120.0, "read": 120.0}
 
@@ -168,6 +170,7 @@ class _Connection(asyncio.Protocol):
         self._received = False
         self._beside = 0  # bytes since the last that belonged to a body
         self._used = False
+        self._rested = False
         self._sent = 0.0
         self._deadline: float | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -188,6 +191,7 @@ class _Connection(asyncio.Protocol):
         self._received = self._until_close = False
         self._read_timeout = waits.get("read")
         self._sent = self.loop.time()
+        self._rested = self._used and self._sent - self.idle_since >= RESTED_SECONDS
         head: asyncio.Future[httpx.Response] = self.loop.create_future()
         self._head = head
         transport.write(payload)
@@ -287,7 +291,7 @@ class _Connection(asyncio.Protocol):
             self._finish(keep=False)
         elif self._received:
             self.fail(httpx.RemoteProtocolError(f"the upstream cut its answer off{_why(exc)}"))
-        elif self._used and self.loop.time() - self._sent < STALE_SECONDS:
+        elif self._rested and self.loop.time() - self._sent < STALE_SECONDS:
             self.fail(_Stale())
         else:
             self.fail(httpx.ReadError(f"the upstream closed without an answer{_why(exc)}"))

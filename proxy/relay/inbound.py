@@ -14,7 +14,7 @@ import msgspec
 
 from proxy.errors import ErrorReason, GatewayError
 from proxy.metering.meter import Asked
-from proxy.types import Operation
+from proxy.types import Headers, Operation
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 _INT64 = 2**63
@@ -46,6 +46,14 @@ class Inbound(msgspec.Struct, frozen=True):
         if ask_usage and self.lacks_usage:
             members["stream_options"] = _with_usage(members.get("stream_options"))
         return msgspec.json.encode(members)
+
+
+def content_length(headers: Headers) -> int | None:
+    """The Content-Length of a request, if it has one that is a number."""
+    for name, value in headers:
+        if name == b"content-length" and value.isdigit():
+            return int(value)
+    return None
 
 
 async def read_body(receive: Receive, length: int | None, limit: int, seconds: float) -> bytes:
@@ -93,6 +101,7 @@ async def _read_on(receive: Receive, message: MutableMapping[str, Any], limit: i
 def parse(body: bytes, operation: Operation) -> Inbound:
     """Read what the relay and the meter need; GatewayError 400 for what cannot be served."""
     try:
+        body.decode()  # what is skipped unread must be text, too
         read: dict[str, Any] = _typed(body, operation)
     except msgspec.ValidationError:
         read = _untyped(body)

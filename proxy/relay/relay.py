@@ -21,12 +21,22 @@ from proxy.metering.meter import Attempt, Books, Meter
 from proxy.providers.base import Provider
 from proxy.relay.attribution import attribution
 from proxy.relay.client import ClientWatch
-from proxy.relay.inbound import ClientGone, Inbound, parse, read_body
+from proxy.relay.inbound import ClientGone, Inbound, content_length, parse, read_body
 from proxy.relay.outbound import STOPPED, Outbound, Send, fault_of, interrupt, send_error
 from proxy.relay.verdict import client_answer, judge
 from proxy.routing.keypool import KeyLease, KeyPool, Parked
 from proxy.routing.planner import Planner
-from proxy.types import Action, Caller, Fault, Headers, Operation, Plan, Target, Verdict
+from proxy.types import (
+    Action,
+    Caller,
+    Fault,
+    Headers,
+    Operation,
+    Plan,
+    Source,
+    Target,
+    Verdict,
+)
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -64,7 +74,7 @@ class Relay:
         limits: Limits,
         start: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
         refresh_models: Callable[[], Awaitable[None]],
-        parked: Callable[[str, Parked], None],
+        parked: Callable[[str, Parked, Source], None],
         broken: Callable[[BaseException, str | None, str | None], None],
     ) -> None:
         self.in_flight = 0
@@ -97,13 +107,15 @@ class Relay:
         outbound: Outbound | None = None
         try:
             body = await read_body(
-                receive, _length(fields), self._limits.max_body, self._limits.body_timeout
+                receive, content_length(fields), self._limits.max_body, self._limits.body_timeout
             )
             meter.admitted = monotonic()
             inbound = parse(body, operation)
             meter.asked = inbound.asked
             watch.begin(self._start)
             plan = await self._plan(inbound.model)
+            if len(plan.targets) == 1:
+                meter.target = plan.targets[0]
             outbound = await self._try_all(plan, operation, inbound, fields, meter)
             del body, inbound  # a stream may last for minutes, and its prompt be long
             await self._deliver(outbound, meter, send)
@@ -293,7 +305,7 @@ class Relay:
     def _park(self, lease: KeyLease, verdict: Verdict, fault: Fault) -> None:
         parked = lease.park(verdict, fault.reason, monotonic())
         if parked is not None:
-            self._parked(lease.provider, parked)
+            self._parked(lease.provider, parked, fault.hint or "local")
 
     def _nothing_left(self, plan: Plan, fault: Fault | None, last: Target) -> GatewayError:
         """429 if every key rests and the first is back soon, else what went wrong last."""
@@ -386,11 +398,3 @@ def _ascii(text: str) -> bytes:
 
 
 _CONTROL = bytes((*range(32), 127))
-
-
-def _length(headers: Headers) -> int | None:
-    """The Content-Length of a request, if it has one that is a number."""
-    for name, value in headers:
-        if name == b"content-length" and value.isdigit():
-            return int(value)
-    return None

@@ -115,6 +115,7 @@ def _longest_rest(dialect: str) -> Insert:
             "backoff_count": _if(later, new.backoff_count, old.backoff_count),
             "hit_count": old.hit_count + _if(later, new.hit_count, 0),
             "last_hit_at": _if(later, new.last_hit_at, old.last_hit_at),
+            "source": _if(later, new.source, old.source),
             "last_updated": _if(later, new.last_updated, old.last_updated),
         },
     )
@@ -214,7 +215,7 @@ def _cooldown(rest: CooldownRecord) -> dict[str, Any]:
         "backoff_count": rest.backoff_count,
         "hit_count": 1,
         "last_hit_at": rest.at,
-        "source": "body",
+        "source": rest.source,
         "last_updated": rest.at,
     }
 

@@ -30,8 +30,9 @@ def pytest_asyncio_loop_factories(
 
 
 @pytest_asyncio.fixture
-async def client() -> AsyncIterator[Transport]:
-    """A client that must hold nothing once it is closed."""
+async def client(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Transport]:
+    """A client that must hold nothing once it is closed. Its connections count as rested."""
+    monkeypatch.setattr("proxy.providers.transport.RESTED_SECONDS", 0.0)
     transport = Transport()
     yield transport
     await transport.aclose()

@@ -206,6 +206,24 @@ async def test_a_request_is_not_sent_again_after_a_byte_of_an_answer(client: Tra
         assert len(server.requests) == 2
 
 
+async def test_a_request_on_a_connection_in_use_just_now_is_not_sent_again(
+    client: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport_module, "RESTED_SECONDS", 0.5)
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(OK)
+        await peer.request()
+        peer.close()
+
+    async with listening(script) as server:
+        await fetch(client, post(server.url))
+        with pytest.raises(httpx.ReadError):
+            await fetch(client, post(server.url))
+        assert len(server.requests) == 2
+
+
 async def test_a_request_that_the_server_may_have_worked_on_is_not_sent_again(
     client: Transport, monkeypatch: pytest.MonkeyPatch
 ) -> None:

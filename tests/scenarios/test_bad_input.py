@@ -98,6 +98,8 @@ MALFORMED = {
     "null": b"null",
     "bad utf-8": b'{"model":"lab/m","messages":[{"role":"user","content":"\xff\xfe"}]}',
     "bad utf-8 name": b'{"model":"lab/\xc3\x28"}',
+    "bad utf-8 member": b"{" + MODEL + b',"t\xff":1}',
+    "bad utf-8 unread": b"{" + MODEL + b',"metadata":{"a":"\xff"}}',
     "utf-16": '{"model":"lab/m"}'.encode("utf-16"),
     "bom": b"\xef\xbb\xbf" + b"{" + MODEL + b"}",
     "nan": b"{" + MODEL + b',"temperature":NaN}',

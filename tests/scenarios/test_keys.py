@@ -148,6 +148,22 @@ async def test_when_all_keys_rest_the_client_is_told_how_long(
     assert (row["status"], row["attempt"], row["key_id"]) == ("rejected", 1, None)
     assert (row["error_reason"], row["client_status"], row["http_status"]) == ("no_keys", 429, None)
     assert (row["requested_model"], row["is_stream"]) == ("lab/m", 1)
+    assert (row["provider"], row["model"]) == ("lab", "m")
+
+
+async def test_a_rest_tells_who_said_how_long_it_is(upstream: Upstream, start: Start) -> None:
+    upstream.by_model["head"] = error(429, "a", retry_after="50")
+    upstream.by_model["text"] = error(429, "Please try again in 4.5s.")
+    upstream.by_model["none"] = error(429, "no")
+    gateway = await start({"providers": {"lab": lab(upstream.url)}})
+    for model in ("head", "text", "none"):
+        await gateway.chat(f"lab/{model}")
+    rows = await gateway.rows(3, "SELECT model, source FROM rate_limits ORDER BY model")
+    assert [(row["model"], row["source"]) for row in rows] == [
+        ("head", "header"),
+        ("none", "local"),
+        ("text", "body"),
+    ]
 
 
 async def test_a_rested_key_serves_again(upstream: Upstream, start: Start) -> None:

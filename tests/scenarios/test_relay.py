@@ -383,6 +383,7 @@ async def test_a_stream_nobody_asked_for_passes_whole(gateway: Gateway, upstream
     for more in ({}, {"stream": 1}, {"stream": "true"}):
         got = await gateway.chat("lab/m", **more)
         assert same(got.content, b"".join(words("a")))
+        assert (await gateway.attempt(got.headers["x-request-id"]))["is_stream"] == 1
 
 
 async def test_a_body_too_long_to_be_held_passes_as_it_comes(

@@ -140,7 +140,7 @@ async def test_a_longer_rest_is_never_shortened(store: Store, path: Path) -> Non
     await store.write([rest(AT + 60_000, AT, reason="quota_exceeded")])
     await store.write([rest(AT + 10_000, AT + 1, backoff_count=2)])
     (row,) = await limits(path)
-    assert (row["limit_type"], row["source"], row["model"]) == ("cooldown", "body", "")
+    assert (row["limit_type"], row["source"], row["model"]) == ("cooldown", "local", "")
     assert row["cooldown_until"] == AT + 60_000
     assert row["cooldown_reason"] == "quota_exceeded"
     assert (row["backoff_count"], row["hit_count"], row["last_hit_at"]) == (2, 2, AT + 1)
