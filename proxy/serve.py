@@ -22,6 +22,7 @@ from proxy.errors import ConfigError
 from proxy.log import setup
 from proxy.redact import Redactor
 from proxy.schema import Settings
+from proxy.wire import OneWriteProtocol
 
 _KEEP_ALIVE = 75  # seconds; longer than the pools of common clients, so that they close first
 _BACKLOG = 2048
@@ -50,7 +51,7 @@ def serve(settings: Settings, announce: Callable[[str], None]) -> int:
     config = uvicorn.Config(
         app,
         loop="asyncio" if sys.platform == "win32" else "uvloop",
-        http="httptools",
+        http=OneWriteProtocol,
         ws="none",
         lifespan="on",
         interface="asgi3",

@@ -24,6 +24,7 @@ from proxy.config import load
 from proxy.metering.writer import BatchWriter
 from proxy.serve import bind
 from proxy.store.engine import Store
+from proxy.wire import OneWriteProtocol
 
 _QUICK_WRITER = partial(BatchWriter, interval=0.01)
 """Hundreds of tests wait for their rows."""
@@ -171,7 +172,7 @@ async def running(
     server = uvicorn.Server(
         uvicorn.Config(
             app,
-            http="httptools",
+            http=OneWriteProtocol,
             ws="none",
             lifespan="on",
             access_log=False,

@@ -25,7 +25,7 @@ HOUSE = (
     "routing providers metering store observe",
     "relay",
     "api",
-    "app recording banner serve cli __main__",
+    "app recording banner wire serve cli __main__",
 )
 """The floors, the lowest first: nouns, the parts, the hot path, the door, and who builds it all."""
 
@@ -43,7 +43,7 @@ FENCES = {
     "pynvml": "observe/host.py",
     "sqlalchemy": "store/",
     "starlette": "api/ app.py",
-    "uvicorn": "serve.py",
+    "uvicorn": "serve.py wire.py",
     "yaml": "document.py",
 }
 """Every library that is used, and where it may be imported."""
