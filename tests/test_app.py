@@ -15,7 +15,7 @@ from proxy import app as module
 from proxy.app import create_app
 from proxy.config import load
 from proxy.observe.host import HostSampler
-from proxy.store.address import SchemaError
+from proxy.store.address import SchemaError, StoreError
 from tests.gateway import Gateway, lab
 from tests.upstream import Upstream, error, json_answer
 
@@ -264,3 +264,24 @@ async def test_nothing_runs_on_after_the_end(upstream: Upstream, folder: Path) -
     await asyncio.sleep(0)
     mine = {t for t in asyncio.all_tasks() - before if "upstream" not in repr(t.get_coro())}
     assert not mine
+
+
+async def test_old_rows_go_again_and_again_and_a_locked_database_is_for_later(
+    upstream: Upstream, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    days: list[int] = []
+    enough = asyncio.Event()
+
+    async def run(store: object, keep: int) -> int:
+        days.append(keep)
+        if len(days) == 2:
+            raise StoreError("locked")
+        if len(days) >= 3:
+            enough.set()
+        return 0
+
+    monkeypatch.setattr(module.retention, "run", run)
+    monkeypatch.setattr(module, "RETENTION_SECONDS", 0.01)
+    await start({"providers": {"lab": lab(upstream.url)}, "telemetry": {"retention_days": 7}})
+    await asyncio.wait_for(enough.wait(), 5)
+    assert set(days) == {7}

@@ -351,3 +351,10 @@ def test_a_master_key_file_that_cannot_be_used_is_a_mistake(tmp_path: Path) -> N
         with pytest.raises(ConfigError) as caught:
             master_key(settings(environ={"TOLLKEEPER_AUTH__MASTER_KEY_FILE": str(file)}))
         assert caught.value.mistakes[0].startswith(f"{file}: {words}")
+
+
+def test_cloudflare_at_an_address_of_its_own_needs_no_account() -> None:
+    found = settings(
+        "providers: {cloudflare: {base_url: http://127.0.0.1:1/v1, keys: [{value: cf-1}]}}\n"
+    )
+    assert found.providers["cloudflare"].account_id is None

@@ -20,8 +20,8 @@ from proxy.providers.base import Dialect
 from proxy.providers.ollama import Ollama
 from proxy.providers.openai import OpenAI
 from proxy.relay.attribution import attribution
-from proxy.relay.verdict import DISABLED, judge
-from proxy.routing.keypool import BACKOFF
+from proxy.relay.verdict import judge
+from proxy.routing.keypool import BACKOFF, DISABLED_SECONDS
 from proxy.schema import Settings, TimeoutSettings
 from proxy.store.engine import Store
 from proxy.store.tables import api_calls
@@ -138,7 +138,7 @@ def test_the_columns_that_are_explained_exist() -> None:
 
 def test_the_figures_are_the_programs() -> None:
     assert f"{', '.join(f'{seconds:g}' for seconds in BACKOFF)} s" in README
-    assert f"{DISABLED / 60:g} minutes" in README
+    assert f"{DISABLED_SECONDS / 60:g} minutes" in README
     assert f"{CAPACITY:,} rows" in README
 
 

@@ -9,15 +9,12 @@ from proxy.errors import ErrorReason as R
 from proxy.errors import GatewayError
 from proxy.types import Action, Fault, Target, Verdict
 
-DISABLED = 300.0
-"""Seconds that a key is out after the provider refused it: it may be repaired meanwhile."""
-
 _NEXT_KEY = Verdict(Action.NEXT_KEY)
 _NEXT_TARGET = Verdict(Action.NEXT_TARGET)
 _STOP = Verdict(Action.STOP)
 
 _VERDICTS = {
-    R.AUTHENTICATION: Verdict(Action.NEXT_KEY, park="disable", cooldown=DISABLED),
+    R.AUTHENTICATION: Verdict(Action.NEXT_KEY, park="disable"),
     R.SERVER_ERROR: _NEXT_KEY,
     R.OVERLOADED: _NEXT_KEY,
     R.NO_KEYS: _NEXT_TARGET,

@@ -17,6 +17,7 @@ from proxy.types import Verdict
 BACKOFF = (10.0, 30.0, 60.0, 120.0, 300.0)
 """Seconds that a key rests when the provider gave no hint, by refusals in a row."""
 DISABLED_SECONDS = 300.0
+"""How long a key is out that the provider refused: it may be repaired meanwhile."""
 MAX_COOLDOWN = 86_400.0
 """No rest is longer than a day: whatever a provider says, a key comes back by itself."""
 

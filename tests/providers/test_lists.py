@@ -233,3 +233,17 @@ async def test_an_ollama_without_its_own_paths_still_has_a_list() -> None:
     world.router.get(f"{DESK}/v1/models").respond(json=listing("llama3.2:latest"))
     world.router.get(f"{DESK}/api/tags").respond(404)
     assert await world.names() == ["desk/llama3.2:latest"]
+
+
+@pytest.mark.parametrize("fault", [KeyError, TypeError, AttributeError])
+async def test_a_list_that_its_dialect_cannot_read_spoils_no_other(
+    fault: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cannot(self: object, provider: str, found: bytes) -> list[ModelInfo]:
+        raise fault("surprised")
+
+    world = World("groq", "lab")
+    world.router.get(GROQ).respond(json=listing("a"))
+    world.router.get(LAB).respond(json=listing("b"))
+    monkeypatch.setattr(type(DIALECTS["groq"]), "models", cannot)
+    assert await world.names() == ["lab/b"]

@@ -12,7 +12,7 @@ VERDICTS = {
     R.RATE_LIMIT: Verdict(KEY, "model", 7.0),
     R.QUOTA_EXCEEDED: Verdict(KEY, "model", 7.0),
     R.CREDIT: Verdict(KEY, "key", 7.0),
-    R.AUTHENTICATION: Verdict(KEY, "disable", 300.0),
+    R.AUTHENTICATION: Verdict(KEY, "disable"),
     R.FORBIDDEN: Verdict(STOP),
     R.NOT_FOUND: Verdict(TARGET),
     R.INVALID_REQUEST: Verdict(STOP),

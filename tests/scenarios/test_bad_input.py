@@ -400,3 +400,8 @@ async def test_what_is_no_http_is_answered_and_forgotten(
         writer.close()
         await writer.wait_closed()
     await still_serves(gateway, upstream)
+
+
+async def test_a_slash_too_many_is_an_unknown_route_and_no_redirect(gateway: Gateway) -> None:
+    for path in ("/stats/", "/healthz/"):
+        envelope(await gateway.client.get(path), 404)
