@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, tzinfo
 
 monotonic = time.perf_counter
 """Seconds on a clock that never steps back."""
@@ -24,6 +24,21 @@ def rfc3339(ms: int | None) -> str | None:
         return None
     moment = datetime.fromtimestamp(ms // 1000, UTC)
     return f"{moment:%Y-%m-%dT%H:%M:%S}.{ms % 1000:03d}Z"
+
+
+def until_midnight(now: float, zone: tzinfo) -> float:
+    """Seconds to the next midnight of a zone: where a provider's day begins."""
+    return max(0.0, day(now, zone)[1] - now)
+
+
+def day(now: float, zone: tzinfo) -> tuple[float, float]:
+    """The midnights between which a moment lies in a zone; all in epoch seconds."""
+    date = datetime.fromtimestamp(now, zone).date()
+    first, last = (
+        datetime.combine(date + timedelta(days=days), datetime.min.time(), zone).timestamp()
+        for days in (0, 1)
+    )
+    return first, last
 
 
 def new_id() -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,13 +20,14 @@ from proxy.discovery import discover
 from proxy.document import Document, Location, line, read
 from proxy.errors import ConfigError
 from proxy.mistakes import nearest, tell
-from proxy.schema import KNOWN, NEEDS_KEYS, Settings, is_loopback
+from proxy.schema import KNOWN, NEEDS_KEYS, Alias, Settings, is_loopback
 
 DEFAULT_FILE = Path("config/tollkeeper.yaml")
 
 _PREFIX = "TOLLKEEPER_"
 _CONFIG = "TOLLKEEPER_CONFIG"
 _MASTER_KEY = "TOLLKEEPER_MASTER_KEY"
+_FALLBACKS = ("context_window_fallbacks", "content_filter_fallbacks")
 _NAMED = ("providers", "models", "prices")  # sections whose members the user names
 
 
@@ -219,11 +220,16 @@ def _contradictions(
     for name, alias in settings.models.items():
         if name.partition("/")[0] in configured:
             yield ("models", name), "can never be reached: its first part is a provider's name"
-        for place, target in enumerate(alias.targets):
+        for at, target in _targets(name, alias):
             provider = target.partition("/")[0]
             if provider not in configured and provider not in KNOWN:
-                words = f"{provider} is no configured provider; {nearest(provider, configured)}"
-                yield ("models", name, "targets", place), words
+                yield at, f"{provider} is no configured provider; {nearest(provider, configured)}"
+    for name, each in settings.providers.items():
+        groups = {key.quota_group for key in each.keys}
+        for group in each.limits.groups:
+            if group not in groups:
+                words = f"is no quota group of a key; {nearest(group, groups)}"
+                yield ("providers", name, "limits", "groups", group), words
     auth = settings.auth
     unclear = any(at[0] == "auth" for at, _ in found)
     guarded = unclear or auth.master_key is not None or auth.master_key_file is not None
@@ -251,14 +257,34 @@ def _leave_out(
             told.append((("providers", name), "is left out: it has no key"))
             del providers[name]
     for name, alias in settings.models.items():
-        targets = [target for target in alias.targets if target.partition("/")[0] in providers]
-        gone = [target for target in alias.targets if target not in targets]
-        told += [(("models", name), f"{target} is left out with its provider") for target in gone]
-        models[name] = alias.model_copy(update={"targets": targets})
-        if not targets:
+        for _, target in _targets(name, alias):
+            if target.partition("/")[0] not in providers:
+                told.append((("models", name), f"{target} is left out with its provider"))
+        models[name] = kept = _without(alias, providers)
+        if not kept.targets:
             told.append((("models", name), "is left out: it has no target"))
             del models[name]
     return settings.model_copy(update={"providers": providers, "models": models}), told
+
+
+def _targets(name: str, alias: Alias) -> Iterator[tuple[Location, str]]:
+    """Every target that an alias names, and where."""
+    for place, each in enumerate(alias.targets):
+        yield ("models", name, "targets", place), each.target
+    for member in _FALLBACKS:
+        for place, target in enumerate(getattr(alias, member)):
+            yield ("models", name, member, place), target
+
+
+def _without(alias: Alias, providers: Container[str]) -> Alias:
+    """The alias without the targets whose provider is not there."""
+
+    def there(target: str) -> bool:
+        return target.partition("/")[0] in providers
+
+    kept = {name: [each for each in getattr(alias, name) if there(each)] for name in _FALLBACKS}
+    targets = [each for each in alias.targets if there(each.target)]
+    return alias.model_copy(update={"targets": targets, **kept})
 
 
 def _is_key(at: Location) -> bool:

@@ -3,143 +3,58 @@
 from __future__ import annotations
 
 import ipaddress
-import re
-from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import unquote, urlsplit
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PrivateAttr,
-    SecretStr,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, PrivateAttr, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from proxy.fields import (
+    AccountId,
+    Bytes,
+    Lower,
+    Name,
+    Part,
+    Positive,
+    ProviderName,
+    Seconds,
+    Secret,
+    Share,
+    TargetName,
+    Usd,
+    WebAddress,
+    Weight,
+    Whole,
+)
 
 ProviderType = Literal["groq", "gemini", "openrouter", "ollama", "cloudflare", "openai", "demo"]
 
 KNOWN = ("groq", "gemini", "openrouter", "ollama", "cloudflare", "demo")
 """Providers known by name: their type need not be written."""
 
+KeyStrategy = Literal[
+    "fallback", "weighted", "round_robin", "least_busy", "lowest_latency", "sticky"
+]
+"""Which key of a provider is taken."""
+
+Strategy = Literal[
+    "fallback", "weighted", "round_robin", "least_busy", "lowest_latency", "lowest_cost", "sticky"
+]
+"""How the targets of an alias are ordered."""
+
 NEEDS_KEYS = ("groq", "gemini", "openrouter", "cloudflare")
 """Types that serve nobody without a key."""
 
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h)?", re.ASCII)
-_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMG]i?)?B?", re.ASCII | re.IGNORECASE)
-_BYTES = {"k": 1000, "m": 1000**2, "g": 1000**3, "ki": 1024, "mi": 1024**2, "gi": 1024**3}
 _DATABASES = ("sqlite+aiosqlite://", "postgresql+asyncpg://")
 
 
-def _seconds(value: Any) -> Any:
-    """``8s``, ``500ms``, ``2m``, or a number of seconds."""
-    if isinstance(value, str):
-        if match := _DURATION.fullmatch(value.strip()):
-            return float(match[1]) * _SECONDS[match[2] or "s"]
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        return value
-    raise ValueError("must be a duration such as 8s, 500ms or 2m, or a number of seconds")
-
-
-def _bytes(value: Any) -> Any:
-    """``20MiB``, ``500kB``, or a number of bytes."""
-    if isinstance(value, str):
-        if match := _SIZE.fullmatch(value.strip()):
-            return int(float(match[1]) * _BYTES.get((match[2] or "").lower(), 1))
-    elif isinstance(value, int) and not isinstance(value, bool):
-        return value
-    raise ValueError("must be a size such as 20MiB or 500kB, or a number of bytes")
-
-
-def _number(value: Any) -> Any:
-    if isinstance(value, bool):  # pydantic would take true for 1
-        raise ValueError("must be a number")
-    return value
-
-
-def _lower(value: Any) -> Any:
-    return value.lower() if isinstance(value, str) else value
-
-
-def _secret(value: SecretStr) -> SecretStr:
-    """Without the blanks and line ends that slip in by copying; "" stays for unset."""
-    text = value.get_secret_value().strip()
-    if re.search(r"[^\x21-\x7e]", text):
-        raise ValueError("holds a blank or a character that no HTTP header can carry")
-    return SecretStr(text)
-
-
-def _web_address(value: str) -> str:
-    """A base address without the slash at its end."""
-    try:
-        parts = urlsplit(value.strip())
-        whole = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        whole = False
-    if not whole or re.search(r"[^\x21-\x7e]", value.strip()):
-        raise ValueError("must be an address such as http://127.0.0.1:9000/v1")
-    if parts.username is not None or parts.query or parts.fragment:
-        raise ValueError("must hold neither a user nor a query; a secret belongs into keys")
-    return value.strip().rstrip("/")
-
-
-def _name(value: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}", value):
-        raise ValueError("must be at most 64 letters, digits and . _ @ -, no mark first")
-    return value
-
-
-def _provider_name(value: str) -> str:
-    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,63}", value):
-        raise ValueError("must be named in at most 64 small letters, digits, _ and -")
-    return value
-
-
-def _account(value: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", value):
-        raise ValueError("must be letters, digits, _ and -")
-    return value
-
-
-def _target(value: str) -> str:
-    provider, slash, model = value.partition("/")
-    if not (provider and slash and model):
-        raise ValueError("must be PROVIDER/MODEL")
-    return value
-
-
-Seconds = Annotated[float, BeforeValidator(_seconds), Field(allow_inf_nan=False, le=86_400)]
-Positive = Annotated[Seconds, Field(gt=0)]
-Bytes = Annotated[int, BeforeValidator(_bytes), Field(gt=0)]
-Secret = Annotated[SecretStr, AfterValidator(_secret)]
-Name = Annotated[str, AfterValidator(_name)]
-ProviderName = Annotated[str, AfterValidator(_provider_name)]
-Usd = Annotated[Decimal, BeforeValidator(_number), Field(ge=0, le=1_000_000, allow_inf_nan=False)]
-
-
-class _Part(BaseModel):
-    """A section of the configuration. A section without content is one with its defaults."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _empty(cls, data: Any) -> Any:
-        return {} if data is None else data
-
-
-class ServerSettings(_Part):
+class ServerSettings(Part):
     """Where and how the gateway listens. Durations in seconds, sizes in bytes."""
 
     host: str = Field("127.0.0.1", min_length=1)
-    port: Annotated[int, BeforeValidator(_number)] = Field(8000, ge=0, le=65535)
-    workers: Annotated[int, BeforeValidator(_number)] = Field(1, ge=1)
+    port: Whole = Field(8000, ge=0, le=65535)
+    workers: Whole = Field(1, ge=1)
     max_body: Bytes = 20 * 1024 * 1024
     drain: Seconds = 8.0
     """How long calls in flight may go on once the gateway is told to stop."""
@@ -147,10 +62,8 @@ class ServerSettings(_Part):
     """A request whose body has not arrived by then is answered with 408."""
     peek: Seconds = 2.0
     """How long the head of a stream is held back for its first meaningful event."""
-    log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = (
-        "info"
-    )
-    log_format: Annotated[Literal["auto", "json", "text"], BeforeValidator(_lower)] = "auto"
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], Lower] = "info"
+    log_format: Annotated[Literal["auto", "json", "text"], Lower] = "auto"
     """``auto`` is text on a terminal and JSON elsewhere."""
 
     @field_validator("workers")
@@ -161,7 +74,7 @@ class ServerSettings(_Part):
         return value
 
 
-class AuthSettings(_Part):
+class AuthSettings(Part):
     """Who may come in. With neither member the gateway is open, and only on loopback."""
 
     master_key: Secret | None = None
@@ -179,16 +92,35 @@ class AuthSettings(_Part):
         return None if value == "" else value
 
 
-class KeySettings(_Part):
+class LimitSettings(Part):
+    """How much may be used: requests and tokens a minute and a day, and calls at a time."""
+
+    rpm: Whole | None = Field(None, gt=0)
+    rpd: Whole | None = Field(None, gt=0)
+    tpm: Whole | None = Field(None, gt=0)
+    tpd: Whole | None = Field(None, gt=0)
+    concurrency: Whole | None = Field(None, gt=0)
+
+
+class SharedLimits(Part):
+    """Limits of quota groups, over all their models, and of models, for each group by itself. A
+    ``*`` in the name of a model stands for any part of it."""
+
+    groups: dict[str, LimitSettings] = Field({})
+    models: dict[str, LimitSettings] = Field({})
+
+
+class KeySettings(Part):
     """One key of a provider. Keys of one ``quota_group`` share what the provider lets them use."""
 
     name: Name = ""
     value: Secret
     quota_group: str = Field("", min_length=1)
-    weight: Annotated[float, BeforeValidator(_number)] = Field(1.0, gt=0, allow_inf_nan=False)
+    weight: Weight = 1.0
+    limits: LimitSettings = LimitSettings()
 
 
-class TimeoutSettings(_Part):
+class TimeoutSettings(Part):
     """Seconds to wait for an upstream. ``first_byte`` None: what suits the type of provider."""
 
     connect: Positive = 5.0
@@ -196,14 +128,17 @@ class TimeoutSettings(_Part):
     idle: Positive = 120.0
 
 
-class ProviderSettings(_Part):
+class ProviderSettings(Part):
     """One upstream. ``base_url`` None: the one that the type is known by."""
 
-    type: Annotated[ProviderType, BeforeValidator(_lower)]
-    base_url: Annotated[str, AfterValidator(_web_address)] | None = None
-    account_id: Annotated[str, AfterValidator(_account)] | None = None
-    keys: list[KeySettings] = []
+    type: Annotated[ProviderType, Lower]
+    base_url: WebAddress | None = None
+    account_id: AccountId | None = None
+    keys: list[KeySettings] = Field([])
     timeouts: TimeoutSettings = TimeoutSettings()
+    strategy: KeyStrategy = "least_busy"
+    """Which of its keys is taken."""
+    limits: SharedLimits = SharedLimits()
     include_usage: bool | None = None
     """Whether to ask for usage at the end of streams; None: as the type of provider needs."""
 
@@ -241,15 +176,34 @@ class ProviderSettings(_Part):
         return self
 
 
-class Alias(_Part):
-    """A name for a list of ``provider/model``, tried in order."""
+class TargetSettings(Part):
+    """A ``provider/model`` of an alias. The lowest tier that can serve does."""
 
-    targets: list[Annotated[str, AfterValidator(_target)]] = Field(min_length=1)
-    strategy: Literal["fallback"] = "fallback"
+    target: TargetName
+    tier: Whole = 1
+    weight: Weight = 1.0
+
+
+class Alias(Part):
+    """A name for several ``provider/model``, and the strategy that orders them."""
+
+    targets: list[TargetSettings] = Field(min_length=1)
+    strategy: Strategy = "fallback"
     rewrite_model: bool = False
+    context_window_fallbacks: list[TargetName] = Field([])
+    """Who takes over when a prompt is too long for a target."""
+    content_filter_fallbacks: list[TargetName] = Field([])
+    """Who takes over when a target's filter refuses."""
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _plain(cls, targets: Any) -> Any:
+        if not isinstance(targets, list):
+            return targets
+        return [{"target": each} if isinstance(each, str) else each for each in targets]
 
 
-class Price(_Part):
+class Price(Part):
     """US dollars per million tokens. A cached token costs what input costs if nothing is said."""
 
     input: Usd
@@ -258,13 +212,60 @@ class Price(_Part):
     cache_write: Usd | None = None
 
 
-class TelemetrySettings(_Part):
+class RetryBudgetSettings(Part):
+    """How many calls beyond a request's first may be made: a share of the requests of the last ten
+    seconds, and never fewer than ``minimum``."""
+
+    ratio: Share = 0.2
+    minimum: Whole = Field(10, ge=0)
+
+
+class BreakerSettings(Part):
+    """When a model at a provider is left alone, and for how long. ``failures`` 0: never."""
+
+    failures: Whole = Field(5, ge=0)
+    rate: Share = 0.5
+    minimum: Whole = Field(20, ge=1)
+    window: Positive = 30.0
+    open_for: Positive = 10.0
+    longest: Positive = 300.0
+
+
+class RoutingSettings(Part):
+    """How failures are met. Durations in seconds."""
+
+    max_wait: Seconds = 1.0
+    """How long a request waits for a key that will be free by then."""
+    max_cooldown: Positive = 86_400.0
+    """Nothing rests for longer, whatever a provider says."""
+    retry_budget: RetryBudgetSettings = RetryBudgetSettings()
+    breaker: BreakerSettings = BreakerSettings()
+    probe: Seconds = 0.0
+    """Seconds between questions for the model list, which cost nothing, to providers whose breaker
+    is open; 0: none are asked."""
+
+
+class StateSettings(Part):
+    """Where several gateways share what they learn; without ``url`` each is by itself."""
+
+    url: str | None = Field(None, repr=False)
+    prefix: Name = "tollkeeper"
+
+    @field_validator("url")
+    @classmethod
+    def _redis(cls, value: str | None) -> str | None:
+        if value and not value.startswith(("redis://", "rediss://")):
+            raise ValueError("must start with redis:// or rediss://")
+        return value or None
+
+
+class TelemetrySettings(Part):
     """What is kept, where, and for how many days (0: for ever)."""
 
     enabled: bool = True
     database_url: str = Field("sqlite+aiosqlite:///./data/tollkeeper.db", repr=False)
     privacy_level: Literal["metadata", "full", "none"] = "metadata"
-    retention_days: Annotated[int, BeforeValidator(_number)] = Field(30, ge=0)
+    retention_days: Whole = Field(30, ge=0)
 
     @property
     def keeps(self) -> bool:
@@ -298,6 +299,8 @@ class Settings(BaseSettings):
     providers: dict[ProviderName, ProviderSettings] = {}
     models: dict[Annotated[str, Field(min_length=1)], Alias] = {}
     prices: dict[str, Price] = {}
+    routing: RoutingSettings = RoutingSettings()
+    state: StateSettings = StateSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
 
     _file: Path | None = PrivateAttr(None)
@@ -318,8 +321,10 @@ class Settings(BaseSettings):
         found = [self.auth.master_key] if self.auth.master_key else []
         found += [key.value for provider in self.providers.values() for key in provider.keys]
         texts = [secret.get_secret_value() for secret in found]
-        password = urlsplit(self.telemetry.database_url).password
-        return [*texts, unquote(password)] if password else texts
+        for address in (self.telemetry.database_url, self.state.url or ""):
+            if password := urlsplit(address).password:
+                texts.append(unquote(password))
+        return texts
 
     def read_from(self, file: Path | None, warnings: list[str]) -> Self:
         """The same settings, knowing where they come from."""

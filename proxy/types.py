@@ -50,13 +50,27 @@ class Target(msgspec.Struct, frozen=True, gc=False):
         return f"{self.provider}/{self.model}"
 
 
+class Demand(msgspec.Struct, frozen=True, gc=False):
+    """What of a request decides who should serve it. ``tokens`` is what its prompt is expected to
+    have, ``session`` whatever should stay with one key and target, for its prompt cache."""
+
+    tokens: int = 0
+    max_tokens: int | None = None
+    stream: bool = False
+    session: str | None = None
+
+
 class Plan(msgspec.Struct, frozen=True, gc=False):
-    """The targets that may serve a request, best first. ``alias`` is None for a direct name."""
+    """The targets that may serve a request, best first. ``alias`` is None for a direct name.
+
+    ``instead`` are the targets that take over from all others where one fails for that reason.
+    """
 
     requested_model: str
     targets: tuple[Target, ...]
     alias: str | None = None
     rewrite_model: bool = False
+    instead: Mapping[ErrorReason, tuple[Target, ...]] = {}
 
 
 class Action(StrEnum):
@@ -93,8 +107,11 @@ class Verdict(msgspec.Struct, frozen=True, gc=False):
     """What to do after a fault. ``cooldown`` is seconds (None: the pool's own back-off)."""
 
     action: Action
-    park: Literal["none", "model", "key", "disable"] = "none"
+    rests: Literal["none", "group", "key", "target"] = "none"
+    covers: str | None = None
     cooldown: float | None = None
+    probe_after: float | None = None
+    failure: bool = False
 
 
 class Usage(msgspec.Struct, frozen=True, gc=False):

@@ -73,7 +73,7 @@ class Attempt:
     def __init__(self, number: int, target: Target, began: float, *, leased: float) -> None:
         self.number = number
         self.target = target
-        self.timestamp = now_ms()
+        self.timestamp = now_ms() - round((leased - began) * 1000)
         self.began = began
         self.leased = leased
         self.sent: float = leased
@@ -86,6 +86,7 @@ class Attempt:
         self.tap: Tap | None = None
         self.normalise: Callable[[Mapping[str, Any]], Usage] | None = None
         self.fault: Fault | None = None
+        self.total_tokens: int | None = None  # known once its record is made
         self.called = True  # False: stands for a request that was refused before any attempt
 
 
@@ -193,8 +194,10 @@ class Meter:
             reason = fault.reason if fault is not None else ErrorReason.INTERNAL
             status = "timeout" if reason in _TIMEOUTS else "error"
         usage, source = _usage(attempt, status, asked)
+        attempt.total_tokens = usage.total_tokens if usage is not None else None
         quote = self._books.quote(attempt.target.provider, attempt.target.model, usage)
         before = attempt.sent - (self.admitted if attempt.number == 1 else attempt.began)
+        waited = attempt.leased - attempt.began  # in line for a key, which is not our own time
         stream = tap if isinstance(tap, StreamTap) else None
         gaps = sorted(stream.gaps) if stream is not None and stream.gaps else None
         first = tap.first_token if tap is not None else None
@@ -229,9 +232,9 @@ class Meter:
                 finish_reason=_short(tap.finish_reason) if tap is not None else None,
                 response_time_ms=_ms(last - attempt.began) if called else None,
                 total_duration_ms=_ms(ended - self.started) if final else None,
-                queue_time_ms=_ms(attempt.leased - attempt.began) if called else None,
+                queue_time_ms=_ms(waited) if called else None,
                 processing_time_ms=upstream,
-                overhead_ms=_ms(before + ended - last) if called else None,
+                overhead_ms=_ms(before - waited + ended - last) if called else None,
                 ttfb_ms=_since(attempt.sent, tap.first_byte if tap is not None else None),
                 time_to_first_token_ms=_since(attempt.sent, first),
                 tokens_per_second=_speed(stream, usage, source),

@@ -31,6 +31,8 @@ class Inbound(msgspec.Struct, frozen=True):
     model: str
     asked: Asked
     wants_usage: bool
+    session: str | None = None
+    """OpenAI's ``prompt_cache_key``, else ``user``: whose prompts are likely to begin alike."""
 
     @property
     def lacks_usage(self) -> bool:
@@ -114,7 +116,9 @@ def parse(body: bytes, operation: Operation) -> Inbound:
         raise _invalid("'model' must be a string that is not empty.", "model")
     options = read.get("stream_options")
     wants_usage = isinstance(options, dict) and options.get("include_usage") is True
-    return Inbound(body, model, _asked(read, model), wants_usage)
+    session = read.get("prompt_cache_key") or read.get("user")
+    session = session[:256] if isinstance(session, str) else None
+    return Inbound(body, model, _asked(read, model), wants_usage, session)
 
 
 class _Part(msgspec.Struct):
@@ -147,6 +151,8 @@ class _Request(msgspec.Struct):
     seed: Any = None
     reasoning_effort: Any = None
     reasoning: Any = None
+    prompt_cache_key: Any = None
+    user: Any = None
 
 
 _decode = msgspec.json.Decoder(_Request).decode

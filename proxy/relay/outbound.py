@@ -147,6 +147,10 @@ class Outbound:
     def release(self) -> None:
         """Give the key back and let go of the upstream: at once, whatever state it is in."""
         self.lease.release()
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the upstream alone."""
         closing = self._response.stream.aclose()  # type: ignore[union-attr]
         try:
             closing.send(None)  # our transport's never waits, so one step is all of it

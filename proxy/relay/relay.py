@@ -8,7 +8,6 @@ and the meter writes down what it took. Once a byte has gone to the client there
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any
 
@@ -17,39 +16,28 @@ import msgspec
 
 from proxy.clock import monotonic, now_ms
 from proxy.errors import ErrorReason, GatewayError
-from proxy.metering.meter import Attempt, Books, Meter
+from proxy.metering import estimate
+from proxy.metering.meter import Books, Meter
 from proxy.providers.base import Provider
 from proxy.relay.attribution import attribution
+from proxy.relay.claims import Claims
 from proxy.relay.client import ClientWatch
+from proxy.relay.exchange import Call, exchange
+from proxy.relay.exhausted import exhausted
 from proxy.relay.inbound import ClientGone, Inbound, content_length, parse, read_body
-from proxy.relay.outbound import STOPPED, Outbound, Send, fault_of, interrupt, send_error
+from proxy.relay.line import Line
+from proxy.relay.outbound import STOPPED, Outbound, Send, interrupt, send_error
 from proxy.relay.verdict import client_answer, judge
-from proxy.routing.keypool import KeyLease, KeyPool, Parked
+from proxy.routing.keypool import KeyLease, KeyPool
+from proxy.routing.obstacles import Obstacle, obstacle
 from proxy.routing.planner import Planner
-from proxy.types import (
-    Action,
-    Caller,
-    Fault,
-    Headers,
-    Operation,
-    Plan,
-    Source,
-    Target,
-    Verdict,
-)
+from proxy.routing.retries import RetryBudget
+from proxy.types import Action, Caller, Demand, Fault, Headers, Operation, Target
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
-MAX_ERROR_BODY = 256 * 1024
-ERROR_BODY_SECONDS = 5.0
 _LEFT = "the client left"
-_FORWARDED = frozenset((b"accept", b"traceparent", b"tracestate", b"idempotency-key"))
-_COMMON: Headers = [
-    (b"content-type", b"application/json"),
-    (b"accept-encoding", b"identity"),
-    (b"user-agent", b"tollkeeper"),
-]
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -60,33 +48,47 @@ class Limits(msgspec.Struct, frozen=True):
     peek: float
 
 
+class Routes(msgspec.Struct, frozen=True):
+    """Who may serve, and how often it may be tried: what a reload swaps, whole.
+
+    ``max_wait`` is the seconds that a request may wait for a key.
+    """
+
+    planner: Planner
+    providers: dict[str, Provider]
+    pools: dict[str, KeyPool]
+    retries: RetryBudget
+    max_wait: float
+
+
 class Relay:
-    """Serves calls. One instance for a process; ``in_flight`` counts the calls it is serving."""
+    """Serves calls. One instance for a process; ``in_flight`` counts the calls it is serving.
+
+    A call goes by the ``routes`` that there are when it begins.
+    """
 
     def __init__(
         self,
         *,
-        planner: Planner,
-        providers: dict[str, Provider],
-        pools: dict[str, KeyPool],
+        routes: Routes,
+        line: Line,
+        claims: Claims | None,
         transport: httpx.AsyncBaseTransport,
         books: Books,
         limits: Limits,
         start: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
         refresh_models: Callable[[], Awaitable[None]],
-        parked: Callable[[str, Parked, Source], None],
         broken: Callable[[BaseException, str | None, str | None], None],
     ) -> None:
         self.in_flight = 0
-        self._planner = planner
-        self._providers = providers
-        self._pools = pools
+        self.routes = routes
+        self._line = line
+        self._claims = claims
         self._transport = transport
         self._books = books
         self._limits = limits
         self._start = start
         self._refresh_models = refresh_models
-        self._parked = parked
         self._broken = broken
 
     async def serve(self, operation: Operation, scope: Scope, receive: Receive, send: Send) -> None:
@@ -94,13 +96,9 @@ class Relay:
         request_id: str = scope["request_id"]
         caller: Caller = scope["caller"]
         fields: Headers = scope["headers"]
+        who = attribution(fields)
         meter = Meter(
-            self._books,
-            request_id,
-            scope["path"],
-            caller.client_id,
-            attribution(fields),
-            scope["started"],
+            self._books, request_id, scope["path"], caller.client_id, who, scope["started"]
         )
         self.in_flight += 1
         watch = ClientWatch(receive)
@@ -113,12 +111,13 @@ class Relay:
             inbound = parse(body, operation)
             meter.asked = inbound.asked
             watch.begin(self._start)
-            plan = await self._plan(inbound.model)
-            if len(plan.targets) == 1:
-                meter.target = plan.targets[0]
-            outbound = await self._try_all(plan, operation, inbound, fields, meter)
-            del body, inbound  # a stream may last for minutes, and its prompt be long
-            await self._deliver(outbound, meter, send)
+            routes = self.routes
+            call = await self._call(routes, operation, inbound, fields, meter, who.session_id)
+            outbound = await self._serve_or_wait(routes, call)
+            plan, demand = call.plan, call.demand
+            del body, inbound, call  # a stream may last for minutes, and its prompt be long
+            if await self._deliver(routes, outbound, meter, send):
+                routes.planner.served(plan, outbound.attempt.target, demand, monotonic())
         except GatewayError as error:
             meter.refuse(error)
             error.message = self._books.redact(error.message)  # it may quote the provider
@@ -143,232 +142,176 @@ class Relay:
         finally:
             watch.end()
             if outbound is not None:
+                outbound.lease.used = outbound.attempt.total_tokens
                 outbound.release()
             self.in_flight -= 1
 
-    async def _plan(self, model: str) -> Plan:
-        if not self._planner.known(model):
-            await self._refresh_models()  # a bare name: only the providers' lists know it
-        return self._planner.plan(model)
-
-    async def _try_all(
+    async def _call(
         self,
-        plan: Plan,
+        routes: Routes,
         operation: Operation,
         inbound: Inbound,
         fields: Headers,
         meter: Meter,
-    ) -> Outbound:
-        """The first answer that is one. GatewayError when nothing is left to try.
+        session: str | None,
+    ) -> Call:
+        """The plan for a request, and until when it may be tried."""
+        planner, asked = routes.planner, inbound.asked
+        if not planner.known(inbound.model):
+            await self._refresh_models()  # a bare name: only the providers' lists know it
+        tokens = estimate.prompt_tokens(asked.prompt_length, asked.message_count)
+        demand = Demand(
+            tokens if tokens is not None else len(inbound.body) // 4,
+            asked.max_tokens,
+            asked.stream,
+            session or inbound.session,
+        )
+        now = monotonic()
+        plan = planner.plan(inbound.model, demand, now)
+        if len(plan.targets) == 1:
+            meter.target = plan.targets[0]
+        longest = max(routes.providers[target.provider].first_byte for target in plan.targets)
+        routes.retries.request(now)
+        return Call(operation, inbound, fields, demand, plan, meter, now, now + longest, now)
+
+    async def _serve_or_wait(self, routes: Routes, call: Call) -> Outbound:
+        """The first answer that is one; waits for a key once, if one will be free soon.
+
+        GatewayError when nothing is left to try.
+        """
+        model, give_up = call.plan.requested_model, call.began + routes.max_wait
+
+        def obstacles() -> list[Obstacle | None]:
+            now, tokens = monotonic(), call.demand.tokens
+            return [
+                obstacle(routes.pools[target.provider], target.model, now, tokens)
+                for target in call.plan.targets
+            ]
+
+        def ready(now: float) -> float:
+            return min(0.0 if each is None else each.wait for each in obstacles())
+
+        waits = self._line.busy(model)  # who came before goes first
+        while True:
+            if waits and not await self._line.wait(model, ready, give_up):
+                break
+            outbound = await self._try_each(routes, call)
+            if outbound is not None:
+                return outbound
+            now = monotonic()
+            if call.over or not 0 < ready(now) <= give_up - now:
+                break
+            waits = True
+        last = call.meter.last.target if call.meter.last else call.plan.targets[-1]
+        raise exhausted(model, obstacles(), call.fault, last)
+
+    async def _try_each(self, routes: Routes, call: Call) -> Outbound | None:
+        """Try the targets of the plan in turn; None if none could serve.
 
         What may have been executed (and billed) goes on at most once, and never to a sibling key.
         """
-        deadline = monotonic() + max(self._providers[t.provider].first_byte for t in plan.targets)
-        fault: Fault | None = None
-        went_on = False
-        for target in plan.targets:
+        meter, targets = call.meter, list(call.plan.targets)
+        while targets and not call.over:
+            target = targets.pop(0)
             tried: set[str] = set()
-            while (now := monotonic()) < deadline:
-                lease = self._pools[target.provider].lease(target.model, tried, now)
-                if lease is None:
-                    break
+            while (lease := await self._lease(routes, call, target, tried)) is not None:
                 tried.add(lease.key.name)
-                attempt = meter.attempt(target, now)
-                found = await self._try_one(
-                    plan, target, operation, inbound, fields, lease, attempt, deadline
-                )
+                found = await self._try(routes, call, target, lease)
                 if isinstance(found, Outbound):
                     return found
-                fault = attempt.fault = found
+                fault = call.fault = found
                 verdict = judge(fault)
-                self._park(lease, verdict, fault)
                 if verdict.action is Action.STOP:
-                    raise client_answer(fault, target)
-                if fault.executed:
-                    if went_on:
+                    targets = list(call.plan.instead.get(fault.reason, ()))
+                    if not targets or call.went_instead:
                         raise client_answer(fault, target)
-                    went_on = True
+                    call.went_instead = True
+                    break
+                if fault.executed:
+                    if call.went_on:
+                        raise client_answer(fault, target)
+                    call.went_on = True
                     break
                 if verdict.action is Action.NEXT_TARGET:
                     break
-        raise self._nothing_left(plan, fault, meter.last.target if meter.last else target)
+        return None
 
-    async def _try_one(
-        self,
-        plan: Plan,
-        target: Target,
-        operation: Operation,
-        inbound: Inbound,
-        sent_by_client: Headers,
-        lease: KeyLease,
-        attempt: Attempt,
-        deadline: float,
-    ) -> Outbound | Fault:
-        """Send the request once. What it holds is let go of here, or goes on with the Outbound."""
-        provider = self._providers[target.provider]
-        if lease.key.secret is not None:
-            attempt.key_id, attempt.account = lease.key.name, lease.key.quota_group
-        attempt.normalise = provider.dialect.usage
-        request = self._request(
-            provider, target, operation, inbound, sent_by_client, lease, deadline
-        )
-        response: httpx.Response | None = None
-        outbound: Outbound | None = None
-        kept = False
-        attempt.sent = monotonic()
-        try:
-            response = await self._transport.handle_async_request(request)
-            fields = response.headers.raw
-            _note_head(attempt, response.status_code, fields)
-            if not 200 <= response.status_code < 300:
-                return await _refusal(provider, response)
-            outbound = Outbound(
-                response,
-                fields,
-                attempt,
-                lease,
-                hide_usage=provider.include_usage and inbound.lacks_usage,
-                alias=plan.alias if plan.rewrite_model else None,
+    async def _lease(
+        self, routes: Routes, call: Call, target: Target, tried: set[str]
+    ) -> KeyLease | None:
+        """A key for one try, unless there is none, no time, or no retry left."""
+        pool, demand = routes.pools[target.provider], call.demand
+        while (now := monotonic()) < call.deadline:
+            lease = pool.lease(
+                target.model,
+                now,
+                tried=tried,
+                tokens=demand.tokens,
+                session=demand.session,
+                stream=demand.stream,
             )
-            fault = await outbound.peek(self._limits.peek)
-            if fault is None and outbound.tap.error is not None:
-                fault = provider.dialect.classify_event(outbound.tap.error, now_ms() / 1000)
-            kept = fault is None
-            return fault if fault is not None else outbound
-        except httpx.HTTPError as exc:
-            return fault_of(exc)
-        finally:
-            if not kept:
-                attempt.ended = monotonic()
-                if outbound is not None:
-                    outbound.release()
-                elif response is not None:
-                    await response.aclose()
-                lease.release()
+            if lease is None:
+                return None
+            if call.meter.attempts and not routes.retries.spend(now):
+                lease.release(sent=False)
+                break
+            if self._claims is None or await self._claims.granted(pool, lease):
+                return lease
+        call.over = True
+        return None
 
-    async def _deliver(self, outbound: Outbound, meter: Meter, send: Send) -> None:
-        attempt, lease = outbound.attempt, outbound.lease
+    async def _try(
+        self, routes: Routes, call: Call, target: Target, lease: KeyLease
+    ) -> Outbound | Fault:
+        attempt = call.meter.attempt(target, call.asked)
+        found: Outbound | Fault | None = None
+        try:
+            found = await exchange(
+                call,
+                target,
+                routes.providers[target.provider],
+                routes.pools[target.provider],
+                lease,
+                attempt,
+                self._transport,
+                self._limits.peek,
+            )
+            if isinstance(found, Fault):
+                attempt.fault = found
+                lease.used = None if found.executed else 0
+                _learn(lease, found)
+            return found
+        finally:
+            if not isinstance(found, Outbound):
+                lease.release()
+            call.asked = monotonic()
+
+    async def _deliver(self, routes: Routes, outbound: Outbound, meter: Meter, send: Send) -> bool:
+        """Send the answer on; whether it came whole."""
+        attempt, lease, tap = outbound.attempt, outbound.lease, outbound.tap
         whole = await outbound.deliver(send, _answer_headers(meter))
-        error = outbound.tap.error
-        if error is not None:
-            provider = self._providers[attempt.target.provider]
-            fault = provider.dialect.classify_event(error, now_ms() / 1000)
-            self._park(lease, judge(fault), fault)
+        if tap.error is not None:
+            dialect = routes.providers[attempt.target.provider].dialect
+            fault = dialect.classify_event(tap.error, now_ms() / 1000)
+            _learn(lease, fault)
             meter.close(
                 "error", outbound.status, reason=ErrorReason.STREAM_ERROR, message=fault.message
             )
         elif not whole:
+            if attempt.fault is not None:
+                _learn(lease, attempt.fault)
             meter.close(None, outbound.status)
         else:
-            lease.succeeded(monotonic())
+            now = monotonic()
+            first = tap.first_token if tap.first_token is not None else attempt.ended
+            lease.succeeded(now, (first if first is not None else now) - attempt.sent)
             meter.close("success", outbound.status)
-
-    def _request(
-        self,
-        provider: Provider,
-        target: Target,
-        operation: Operation,
-        inbound: Inbound,
-        fields: Headers,
-        lease: KeyLease,
-        deadline: float,
-    ) -> httpx.Request:
-        dialect = provider.dialect
-        url = provider.url(operation)
-        passed = [
-            (name, value)
-            for name, value in fields
-            if name in _FORWARDED or name in dialect.forwarded
-        ]
-        headers = [
-            (b"host", url.netloc),
-            *_COMMON,
-            *dialect.headers(lease.key.secret),
-            *dialect.defaults({name for name, _ in passed}),
-            *passed,
-        ]
-        left = max(deadline - monotonic(), 0.001)
-        return httpx.Request(
-            "POST",
-            url,
-            headers=headers,
-            stream=httpx.ByteStream(inbound.edited(target.model, provider.include_usage)),
-            extensions={
-                "timeout": {
-                    "connect": min(provider.connect, left),
-                    "first_byte": min(provider.first_byte, left),
-                    "read": provider.idle,
-                }
-            },
-        )
-
-    def _park(self, lease: KeyLease, verdict: Verdict, fault: Fault) -> None:
-        parked = lease.park(verdict, fault.reason, monotonic())
-        if parked is not None:
-            self._parked(lease.provider, parked, fault.hint or "local")
-
-    def _nothing_left(self, plan: Plan, fault: Fault | None, last: Target) -> GatewayError:
-        """429 if every key rests and the first is back soon, else what went wrong last."""
-        now = monotonic()
-        rests = [self._pools[t.provider].outlook(t.model, now) for t in plan.targets]
-        resting = [rest for rest in rests if rest is not None]
-        waiting = [rest for rest in resting if rest.state != "disabled"]
-        if len(resting) == len(rests) and waiting:
-            seconds = max(1, math.ceil(min(rest.until for rest in waiting) - now))
-            reason = fault.reason if fault is not None else waiting[0].reason
-            cause = f"; the last cause: {fault.message}" if fault is not None else f" ({reason})"
-            return GatewayError(
-                429,
-                f"Every key for '{plan.requested_model}' must wait, {seconds} s at least{cause}",
-                ErrorReason.NO_KEYS,
-                code="rate_limit_exceeded",
-                retry_after=seconds,
-            )
-        if fault is not None:
-            answer = client_answer(fault, last)
-            if answer.status == 429:
-                answer.status, answer.type = 503, "api_error"
-            return answer
-        if resting:
-            return GatewayError(
-                502,
-                f"Every key for '{plan.requested_model}' is disabled ({resting[0].reason}).",
-                ErrorReason.NO_KEYS,
-                code="upstream_authentication",
-                should_retry=False,
-            )
-        return GatewayError(504, "There was no time left to try.", ErrorReason.TIMEOUT)
+            return True
+        return False
 
 
-async def _refusal(provider: Provider, response: httpx.Response) -> Fault:
-    """What an answer that is no success means. Its body is read, within bounds."""
-    parts: list[bytes] = []
-    size = 0
-    try:
-        async with asyncio.timeout(ERROR_BODY_SECONDS):
-            async for chunk in response.stream:  # type: ignore[union-attr]
-                parts.append(chunk)
-                size += len(chunk)
-                if size > MAX_ERROR_BODY:
-                    break
-    except (TimeoutError, httpx.HTTPError):
-        pass  # the status says enough
-    body = b"".join(parts)
-    return provider.dialect.classify(
-        response.status_code, response.headers.raw, body, now_ms() / 1000
-    )
-
-
-def _note_head(attempt: Attempt, status: int, fields: Headers) -> None:
-    """Keep what the head of an answer tells about the call and the limits."""
-    attempt.http_status = status
-    limits = []
-    for name, value in fields:
-        if name.startswith(b"x-ratelimit-"):
-            limits.append((name, value))
-        elif name == b"x-request-id" or (name == b"cf-ray" and not attempt.upstream_request_id):
-            attempt.upstream_request_id = value.decode("latin-1")[:128]
-    attempt.rate_headers = tuple(limits)
+def _learn(lease: KeyLease, fault: Fault) -> None:
+    lease.failed(judge(fault), fault.reason, monotonic(), fault.hint or "local")
 
 
 def _answer_headers(meter: Meter) -> Headers:

@@ -1,4 +1,4 @@
-"""The keys of one provider: which is free to use, and which must rest.
+"""The keys of one provider: which may be used for a model, and which of those is taken.
 
 Everything here is synchronous and pure state: a lease is chosen and taken in one step, so no two
 requests can race for it. Times are seconds of the monotonic clock, given by the caller.
@@ -6,228 +6,400 @@ requests can race for it. Times are seconds of the monotonic clock, given by the
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Collection, Iterable, Sequence
+from operator import attrgetter
 from typing import Any, Literal
 
 import msgspec
 
 from proxy.errors import ErrorReason
-from proxy.types import Verdict
+from proxy.routing.affinity import Affinity, rendezvous
+from proxy.routing.breaker import BreakerRules
+from proxy.routing.counters import Counters
+from proxy.routing.health import Health, Turned
+from proxy.routing.latency import pick
+from proxy.routing.limits import Counter, Sliding
+from proxy.routing.rests import LONGEST, Place, Rest, Rests, places
+from proxy.types import Source, Verdict
 
-BACKOFF = (10.0, 30.0, 60.0, 120.0, 300.0)
-"""Seconds that a key rests when the provider gave no hint, by refusals in a row."""
-DISABLED_SECONDS = 300.0
-"""How long a key is out that the provider refused: it may be repaired meanwhile."""
-MAX_COOLDOWN = 86_400.0
-"""No rest is longer than a day: whatever a provider says, a key comes back by itself."""
+_MOST = 4096  # models for which the keys are held ready; clients may name any
 
-State = Literal["healthy", "cooling", "exhausted", "disabled"]
-_EXHAUSTED = {ErrorReason.QUOTA_EXCEEDED, ErrorReason.CREDIT}
-_WORST: tuple[State, ...] = ("healthy", "cooling", "exhausted", "disabled")
-
-
-Place = tuple[Literal["group", "key"], str, str]
-"""What rests: a quota group or a single key, its name, and the model ("" for all)."""
+KeyStrategy = Literal[
+    "fallback", "weighted", "round_robin", "least_busy", "lowest_latency", "sticky"
+]
 
 
 class Key(msgspec.Struct):
     """One credential. Keys of one ``quota_group`` share what the provider lets them use.
 
-    A key without a secret stands for a provider that asks for none.
+    A key without a secret stands for a provider that asks for none. ``turn`` is its place in the
+    round: the lowest is next (stride scheduling). ``disabled``: an operator took it out.
     """
 
     name: str
     secret: str | None
     quota_group: str
     weight: float = 1.0
+    order: int = 0
     in_flight: int = 0
-    credit: float = 0.0  # of the smooth weighted round robin
+    load: float = 0.0
+    turn: float = 0.0
+    tried: int = 0
+    succeeded: int = 0
+    disabled: bool = False
 
     def __repr__(self) -> str:
         return f"Key({self.name!r}, in_flight={self.in_flight})"
 
 
-class Rest(msgspec.Struct):
-    """Why and until when a group rests for a model, or a key for all of them."""
-
-    until: float
-    reason: ErrorReason
-    count: int
-    state: State
-
-
 class Parked(msgspec.Struct, frozen=True):
-    """What ``park`` has changed: who rests, for which model ("" for all), until when and why."""
+    """What rests from now on; ``key`` is the one that was refused, ``source`` who said how long."""
 
+    provider: str
     key: Key
-    model: str
+    place: Place
     rest: Rest
+    source: Source
+
+
+Event = Parked | Turned
 
 
 class KeyPool:
-    """Gives out leases on the keys of one provider."""
+    """Gives out leases on the keys of one provider, and learns from how they end.
 
-    def __init__(self, provider: str, keys: Iterable[Key]) -> None:
+    ``changed`` hears of every rest that is ordered and every turn of a breaker, ``released`` that
+    a lease has ended. ``chance`` gives random numbers from 0 to 1.
+    """
+
+    def __init__(
+        self,
+        provider: str,
+        keys: Iterable[Key],
+        counters: Counters,
+        *,
+        chance: Callable[[], float],
+        changed: Callable[[Event], None] = lambda _: None,
+        released: Callable[[], None] = lambda: None,
+    ) -> None:
         self.provider = provider
-        self.keys = list(keys)
-        self._rests: dict[Place, Rest] = {}
+        self.keys: list[Key] = []
+        self.rests = Rests()
+        self.counters = counters
+        self.health = Health(provider, BreakerRules(), changed)
+        self._chance = chance
+        self._changed = changed
+        self._on_release = released
+        self._sessions = Affinity()
+        self._ready: dict[str, _Ready] = {}
+        self._turn = 0.0
+        self._changes = 0
+        self.configure(keys)
 
-    def lease(self, model: str, tried: Iterable[str], now: float) -> KeyLease | None:
-        """Take the healthy key with the least ``in_flight / weight`` that was not tried yet.
+    def configure(
+        self,
+        keys: Iterable[Key],
+        strategy: KeyStrategy = "least_busy",
+        rules: BreakerRules = BreakerRules(),  # noqa: B008 (it is frozen)
+        longest: float = LONGEST,
+    ) -> None:
+        """Use these keys in this way from now on. What was learnt stays, also of a known key."""
+        known = {(key.name, key.secret): key for key in self.keys}
+        self.keys = []
+        for order, key in enumerate(keys):
+            kept = known.get((key.name, key.secret), key)
+            kept.quota_group, kept.weight, kept.order = key.quota_group, key.weight, order
+            kept.load = kept.in_flight / kept.weight
+            kept.turn = max(kept.turn, self._turn + 0.5 / kept.weight)
+            self.keys.append(kept)
+        self._strategy = strategy
+        self._rank = _RANKS.get(strategy, _RANKS["least_busy"])
+        self.rests.longest = longest
+        self.health.configure(rules)
+        self._changes += 1
 
-        Ties go round by smooth weighted round robin. None: no key may be used now.
+    def lease(
+        self,
+        model: str,
+        now: float,
+        *,
+        tried: Collection[str] = (),
+        tokens: int = 0,
+        session: str | None = None,
+        stream: bool = False,
+    ) -> KeyLease | None:
+        """Take the key that the strategy prefers of those that may be used; None: none may.
+
+        ``tried`` are names of keys that this request has used up, ``tokens`` what it is expected
+        to use.
         """
-        best: list[Key] = []
-        least = float("inf")
-        for key in self.keys:
-            if key.name in tried or self._resting(key, model, now) is not None:
-                continue
-            load = key.in_flight / key.weight
-            if load < least:
-                best, least = [key], load
-            elif load == least:
-                best.append(key)
-        if not best:
+        if self._shut(model, now):
             return None
-        chosen = best[0] if len(best) == 1 else _round_robin(best)
-        chosen.in_flight += 1
-        return KeyLease(self, chosen, model)
-
-    def outlook(self, model: str, now: float) -> Rest | None:
-        """The rest that ends first, if every key rests for this model; None if one may be used.
-
-        A pool without keys rests for ever.
-        """
-        soonest: Rest | None = None
-        for key in self.keys:
-            rest = self._resting(key, model, now)
-            if rest is None:
-                return None
-            if soonest is None or rest.until < soonest.until:
-                soonest = rest
-        return soonest or Rest(now + MAX_COOLDOWN, ErrorReason.NO_KEYS, 0, "disabled")
-
-    def park(
-        self, key: Key, model: str, verdict: Verdict, reason: ErrorReason, now: float
-    ) -> Parked | None:
-        """Let a key rest as a verdict says. A longer rest is never shortened."""
-        if verdict.park == "none":
+        ready = self._ready.get(model)
+        if ready is None or ready.version != self._version or now >= ready.until:
+            ready = self._survey(model, now)
+        keys: Sequence[Key] = ready.keys
+        if tried:
+            keys = [key for key in keys if key.name not in tried]
+        while keys:
+            key = keys[0] if len(keys) == 1 else self._choose(keys, model, now, session, stream)
+            counters = self.counters.of(key.name, key.quota_group, model)
+            full = _full(counters, now, tokens) if counters else None
+            if full is None:
+                return self._take(key, model, now, counters, tokens, session, stream)
+            keys = [other for other in keys if other is not key]
+            if isinstance(full, Sliding) and full.limit.kind == "requests":
+                ready.without(key, now + full.wait(now, tokens))
+        scout = self._scout(model, now, tried) if self.rests else None
+        if scout is None:
             return None
-        scope = model if verdict.park == "model" else ""
-        place: Place = ("group", key.quota_group, scope)
-        if verdict.park == "disable":
-            place = ("key", key.name, "")
-        old = self._rests.get(place)
-        count = old.count + 1 if old is not None else 1
-        seconds = verdict.cooldown
-        if seconds is None:
-            tier = BACKOFF[min(count, len(BACKOFF)) - 1]
-            seconds = DISABLED_SECONDS if verdict.park == "disable" else tier
-        until = now + min(seconds, MAX_COOLDOWN)
-        state: State = "cooling"
-        if verdict.park == "disable":
-            state = "disabled"
-        elif reason in _EXHAUSTED:
-            state = "exhausted"
-        if old is not None and old.until > until:
-            until, reason, state = old.until, old.reason, old.state
-        rest = self._rests[place] = Rest(until, reason, count, state)
-        return Parked(key, scope, rest)
+        lease = self._take(scout, model, now, (), tokens, session, stream)
+        lease.lifts = True
+        return lease
 
-    def succeeded(self, key: Key, model: str, now: float) -> None:
-        """A call went well: refusals in a row start again at none."""
-        for place in _places(key, model) if self._rests else ():
-            rest = self._rests.get(place)
-            if rest is not None and rest.until <= now:
-                del self._rests[place]
+    def open(self, model: str, now: float) -> bool:
+        """Whether a call to a model may probably go; its limits are not looked at."""
+        if self._shut(model, now):
+            return False
+        ready = self._ready.get(model)
+        if ready is None or ready.version != self._version or now >= ready.until:
+            ready = self._survey(model, now)
+        return bool(ready.keys)
 
     def healthy(self, now: float) -> Key | None:
         """A key that rests for nothing, to ask a question with that counts as no call."""
-        return next((key for key in self.keys if self._resting(key, "", now) is None), None)
+        for key in self.keys:
+            if not key.disabled and self.rests.of(key.name, key.quota_group, "", now) is None:
+                return key
+        return None
 
-    def states(self, now: float, at: int) -> list[dict[str, Any]]:
-        """For each key: its state (the worst over its models), why and until when.
+    def park(
+        self,
+        key: Key,
+        model: str,
+        verdict: Verdict,
+        reason: ErrorReason,
+        now: float,
+        source: Source = "local",
+    ) -> Parked | None:
+        """Let rest what a verdict names."""
+        if verdict.rests == "none":
+            return None
+        models = model if verdict.covers is None else verdict.covers
+        name = {"group": key.quota_group, "key": key.name, "target": ""}[verdict.rests]
+        place: Place = (verdict.rests, name, "" if verdict.rests == "key" else models)
+        rest = self.rests.order(place, reason, now, verdict.cooldown, verdict.probe_after)
+        parked = Parked(self.provider, key, place, rest, source)
+        self._changed(parked)
+        return parked
 
-        ``at`` is the same moment as ``now`` on the wall clock, in UTC milliseconds, as is
-        ``until``.
-        """
-        return [self._state(key, now, at) for key in self.keys]
+    def reset(self, key: Key, now: float) -> list[Place]:
+        """An operator's word: whatever keeps this key from any model is forgotten."""
+        owners = {"group": key.quota_group, "key": key.name}
+        mine = [place for place in self.rests.places if owners.get(place[0]) == place[1]]
+        return self.rests.lift(*mine)
 
-    def _state(self, key: Key, now: float, at: int) -> dict[str, Any]:
-        mine = [
-            (model, rest)
-            for (kind, owner, model), rest in self._rests.items()
-            if owner == (key.quota_group if kind == "group" else key.name) and rest.until > now
-        ]
-        rests = [rest for _, rest in mine]
-        models = [(model, rest) for model, rest in mine if rest.state != "disabled"]
-        worst = max(rests, key=lambda rest: (_WORST.index(rest.state), rest.until), default=None)
-        return {
-            "provider": self.provider,
-            "name": key.name if key.secret is not None else None,
-            "quota_group": key.quota_group if key.secret is not None else None,
-            "state": worst.state if worst is not None else "healthy",
-            "reason": str(worst.reason) if worst is not None else None,
-            "until": at + round((worst.until - now) * 1000) if worst is not None else None,
-            "in_flight": key.in_flight,
-            "models": [
-                {
-                    "model": model or None,
-                    "state": rest.state,
-                    "reason": str(rest.reason),
-                    "until": at + round((rest.until - now) * 1000),
-                }
-                for model, rest in sorted(models, key=lambda item: item[0])
-            ],
-        }
+    def disable(self, key: Key, disabled: bool) -> None:
+        """An operator's word: take a key out, or put it back."""
+        key.disabled = disabled
+        self._changes += 1
 
-    def _resting(self, key: Key, model: str, now: float) -> Rest | None:
-        """The longest rest that keeps a key from a model, if any."""
-        longest: Rest | None = None
-        for place in _places(key, model) if self._rests else ():
-            rest = self._rests.get(place)
-            if rest is not None and rest.until > now:
-                longest = rest if longest is None or rest.until > longest.until else longest
-        return longest
+    @property
+    def _version(self) -> int:
+        return self.rests.version + self.counters.version + self._changes
 
+    def _shut(self, model: str, now: float) -> bool:
+        if self.health.wait(model, now) > 0:
+            return True
+        return bool(self.rests) and self.rests.at(("target", "", model), now) is not None
 
-def _places(key: Key, model: str) -> tuple[Place, ...]:
-    """Every place where a rest would keep this key from this model."""
-    group = key.quota_group
-    return ("group", group, model), ("group", group, ""), ("key", key.name, "")
+    def _survey(self, model: str, now: float) -> _Ready:
+        keys = []
+        until = math.inf
+        for key in self.keys:
+            if key.disabled:
+                continue
+            rest = self.rests.of(key.name, key.quota_group, model, now)
+            if rest is None:
+                keys.append(key)
+            else:
+                until = min(until, rest.until)
+        if len(self._ready) >= _MOST:
+            self._ready.clear()
+        ready = self._ready[model] = _Ready(keys, until, self._version)
+        return ready
+
+    def _choose(
+        self, keys: Sequence[Key], model: str, now: float, session: str | None, stream: bool
+    ) -> Key:
+        if self._strategy == "sticky" and session is not None:
+            kept = self._sessions.get(session, now)
+            for key in keys:
+                if key.name == kept:
+                    return key
+            names = [key.name for key in keys]
+            return keys[rendezvous(session, names, [key.weight for key in keys])]
+        if self._strategy == "lowest_latency":
+            values = [self.health.latency(key.name, model, stream, now) for key in keys]
+            return keys[pick(values, [key.in_flight for key in keys], self._chance())]
+        return min(keys, key=self._rank)
+
+    def _take(
+        self,
+        key: Key,
+        model: str,
+        now: float,
+        counters: tuple[Counter, ...],
+        tokens: int,
+        session: str | None,
+        stream: bool,
+    ) -> KeyLease:
+        for counter in counters:
+            counter.take(now, tokens)
+        key.in_flight += 1
+        key.tried += 1
+        key.load = key.in_flight / key.weight
+        # Who could not take his turns does not get them all at once later.
+        self._turn = turn = max(key.turn, self._turn)
+        key.turn = turn + (1.0 if self._strategy == "round_robin" else 1.0 / key.weight)
+        if session is not None and self._strategy == "sticky":
+            self._sessions.keep(session, key.name, now)
+        probe = self.health.begin(model, now)
+        return KeyLease(self, key, model, now, counters, tokens, stream, probe)
+
+    def _scout(self, model: str, now: float, tried: Collection[str]) -> Key | None:
+        """A key whose rest lets one call look whether it is over before its time."""
+        for key in self.keys:
+            if key.disabled or key.name in tried:
+                continue
+            rest = self.rests.of(key.name, key.quota_group, model, now)
+            if rest is not None and rest.probe_at is not None and rest.probe_at <= now:
+                rest.probe_wait *= 2
+                rest.probe_at = now + rest.probe_wait
+                return key
+        return None
+
+    def _release(self, lease: KeyLease, sent: bool) -> None:
+        key = lease.key
+        key.in_flight -= 1
+        key.load = key.in_flight / key.weight
+        self.health.end(lease.model, lease.probe)
+        for counter in lease.counters:
+            if sent:
+                counter.ended(lease.taken, lease.tokens, lease.used)
+            else:
+                counter.undone(lease.taken, lease.tokens)
+        self._on_release()
+
+    def _succeeded(self, lease: KeyLease, now: float, first: float | None) -> None:
+        key, model = lease.key, lease.model
+        key.succeeded += 1
+        if self.rests and lease.lifts:
+            self.rests.lift(*places(key.name, key.quota_group, model))
+        elif self.rests:
+            self.rests.over(key.name, key.quota_group, model, now)
+        if first is not None:
+            self._measure(lease, now, first)
+        self.health.succeeded(model, lease.probe, now)
+        lease.probe = False
+
+    def _failed(
+        self, lease: KeyLease, verdict: Verdict, reason: ErrorReason, now: float, source: Source
+    ) -> Parked | None:
+        if verdict.failure:
+            self._measure(lease, now, None)
+            self.health.failed(lease.model, str(reason), lease.probe, now)
+            lease.probe = False
+        return self.park(lease.key, lease.model, verdict, reason, now, source)
+
+    def _measure(self, lease: KeyLease, now: float, first: float | None) -> None:
+        self.health.measure("", lease.model, lease.stream, now, first)
+        if self._strategy == "lowest_latency":
+            self.health.measure(lease.key.name, lease.model, lease.stream, now, first)
 
 
 class KeyLease:
-    """A key in use. It counts as in flight until it is released; releasing twice does nothing."""
+    """A key in use. It counts as in flight until it is released; releasing twice does nothing.
 
-    __slots__ = ("_pool", "_released", "key", "model")
+    ``probe``: this call decides over a half-open breaker; ``lifts``: it looks whether a rest is
+    over early. ``used`` is the tokens that the call used, None as long as that is unknown.
+    """
 
-    def __init__(self, pool: KeyPool, key: Key, model: str) -> None:
+    __slots__ = ("_pool", "_released", "counters", "key", "lifts", "model", "probe", "stream")
+    __slots__ += ("taken", "tokens", "used")
+
+    def __init__(
+        self,
+        pool: KeyPool,
+        key: Key,
+        model: str,
+        taken: float,
+        counters: tuple[Counter, ...],
+        tokens: int,
+        stream: bool,
+        probe: bool,
+    ) -> None:
         self._pool = pool
         self._released = False
         self.key = key
         self.model = model
+        self.taken = taken
+        self.counters = counters
+        self.tokens = tokens
+        self.stream = stream
+        self.probe = probe
+        self.lifts = False
+        self.used: int | None = None
 
     @property
     def provider(self) -> str:
         return self._pool.provider
 
-    def release(self) -> None:
+    def release(self, *, sent: bool = True) -> None:
+        """The call has ended, however it did; ``sent`` False: it was never made."""
         if not self._released:
             self._released = True
-            self.key.in_flight -= 1
+            self._pool._release(self, sent)
 
-    def park(self, verdict: Verdict, reason: ErrorReason, now: float) -> Parked | None:
-        return self._pool.park(self.key, self.model, verdict, reason, now)
+    def succeeded(self, now: float, first: float | None = None) -> None:
+        """The call went well; ``first`` is the seconds to its first token, or to its answer."""
+        self._pool._succeeded(self, now, first)
 
-    def succeeded(self, now: float) -> None:
-        self._pool.succeeded(self.key, self.model, now)
+    def failed(
+        self, verdict: Verdict, reason: ErrorReason, now: float, source: Source = "local"
+    ) -> Parked | None:
+        """The call failed; what rests for it, if anything does. ``source`` said for how long."""
+        return self._pool._failed(self, verdict, reason, now, source)
 
 
-def _round_robin(keys: list[Key]) -> Key:
-    """Smooth weighted round robin, as nginx spreads load over its upstreams."""
-    for key in keys:
-        key.credit += key.weight
-    chosen = max(keys, key=lambda key: key.credit)
-    chosen.credit -= sum(key.weight for key in keys)
-    return chosen
+class _Ready:
+    """The keys that rest for nothing, as long as no rest begins or ends."""
+
+    __slots__ = ("keys", "until", "version")
+
+    def __init__(self, keys: list[Key], until: float, version: int) -> None:
+        self.keys = keys
+        self.until = until
+        self.version = version
+
+    def without(self, key: Key, until: float) -> None:
+        """Its limit is used up until then."""
+        self.keys = [other for other in self.keys if other is not key]
+        self.until = min(self.until, until)
+
+
+_RANKS: dict[str, Callable[[Key], Any]] = {
+    "fallback": attrgetter("order"),
+    "weighted": attrgetter("turn"),
+    "round_robin": attrgetter("turn"),
+    "least_busy": attrgetter("load", "turn"),
+}
+
+
+def _full(counters: tuple[Counter, ...], now: float, tokens: int) -> Counter | None:
+    """The first counter that has no room for a call."""
+    for counter in counters:
+        if counter.wait(now, tokens) > 0:
+            return counter
+    return None

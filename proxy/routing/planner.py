@@ -5,17 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable
 
-import msgspec
-
 from proxy.errors import ErrorReason, GatewayError
-from proxy.types import Plan, Target
-
-
-class AliasRoute(msgspec.Struct, frozen=True):
-    """A configured alias: its targets in order of preference."""
-
-    targets: tuple[Target, ...]
-    rewrite_model: bool = False
+from proxy.routing.alias import Alias
+from proxy.types import Demand, Plan, Target
 
 
 class Planner:
@@ -28,7 +20,7 @@ class Planner:
     def __init__(
         self,
         providers: Iterable[str],
-        aliases: dict[str, AliasRoute],
+        aliases: dict[str, Alias],
         listed: Callable[[str], str | None],
         names: Callable[[], Iterable[str]],
     ) -> None:
@@ -41,18 +33,27 @@ class Planner:
         """Whether a name needs no model list to be resolved."""
         return model.partition("/")[0] in self._providers or model in self._aliases
 
-    def plan(self, model: str) -> Plan:
+    def plan(self, model: str, demand: Demand, now: float) -> Plan:
         """The plan for a name; GatewayError 404 ``model_not_found`` if nothing answers to it."""
         provider, slash, rest = model.partition("/")
         if slash and rest and provider in self._providers:
             return Plan(model, (Target(provider, rest),))
         alias = self._aliases.get(model)
         if alias is not None:
-            return Plan(model, alias.targets, model, alias.rewrite_model)
+            instead = {
+                ErrorReason.CONTEXT_LENGTH: alias.context_window,
+                ErrorReason.CONTENT_FILTER: alias.content_filter,
+            }
+            return Plan(model, alias.order(demand, now), model, alias.rewrite_model, instead)
         found = self._listed(model)
         if found is not None:
             return Plan(model, (Target(found, model),))
         raise self._unknown(model)
+
+    def served(self, plan: Plan, target: Target, demand: Demand, now: float) -> None:
+        """A target of a plan has served."""
+        if plan.alias is not None:
+            self._aliases[plan.alias].served(target, demand, now)
 
     def _unknown(self, model: str) -> GatewayError:
         shown = model if len(model) <= 100 else model[:100] + "..."
