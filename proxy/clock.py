@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, tzinfo
 
 monotonic = time.perf_counter
 """Seconds on a clock that never steps back."""
@@ -24,6 +24,13 @@ def rfc3339(ms: int | None) -> str | None:
         return None
     moment = datetime.fromtimestamp(ms // 1000, UTC)
     return f"{moment:%Y-%m-%dT%H:%M:%S}.{ms % 1000:03d}Z"
+
+
+def until_midnight(now: float, zone: tzinfo) -> float:
+    """Seconds from ``now`` (epoch seconds) to the next midnight of a zone, by its own clock."""
+    here = datetime.fromtimestamp(now, zone)
+    midnight = datetime.combine(here.date() + timedelta(days=1), datetime.min.time(), zone)
+    return max(0.0, midnight.timestamp() - now)
 
 
 def new_id() -> str:
