@@ -27,7 +27,7 @@ def rfc3339(ms: int | None) -> str | None:
 
 
 def until_midnight(now: float, zone: tzinfo) -> float:
-    """Seconds to the next midnight of a zone: where a provider's day begins."""
+    """Seconds from ``now`` (epoch seconds) to the next midnight of a zone, by its own clock."""
     return max(0.0, day(now, zone)[1] - now)
 
 

@@ -81,14 +81,23 @@ class Action(StrEnum):
     STOP = "stop"  # the answer goes to the client as it is
 
 
+Rests = Literal["none", "group", "key", "target"]
+"""What is left alone after a fault: nothing, the key's quota group, the key alone, or the model at
+the provider whatever the key."""
+
+
 class Fault(msgspec.Struct, frozen=True, gc=False):
     """A failed attempt in the gateway's own words.
 
-    ``status`` is the upstream's HTTP status, None if none came. ``retry_after`` is seconds as the
-    provider said them, None if it gave no hint; ``hint`` is where it said so. ``executed`` says
-    that the upstream may have done (and billed) the work: the request was sent and no complete
-    refusal came back.
-    ``model_scope`` is False where the limit holds for every model of the key.
+    ``status`` is the upstream's HTTP status, None if none came. ``retry_after`` is seconds until
+    it may be asked again, as the provider said or as its day ends, None if neither is known;
+    ``hint`` is where the provider said so. ``probe_after`` is seconds after which one call may
+    look whether the limit is gone although ``retry_after`` has not passed.
+    ``executed`` says that the upstream may have done (and billed) the work: the request was sent
+    and no complete refusal came back.
+    ``covers`` is the models that a limit holds for: None for the one that was asked, "" for all,
+    "*:free" for every one whose name ends so. ``of_key`` says that it was set on this key alone,
+    not on the account behind its quota group.
     """
 
     reason: ErrorReason
@@ -100,14 +109,22 @@ class Fault(msgspec.Struct, frozen=True, gc=False):
     retry_after: float | None = None
     hint: Literal["header", "body"] | None = None
     executed: bool = False
-    model_scope: bool = True
+    covers: str | None = None
+    probe_after: float | None = None
+    of_key: bool = False
 
 
 class Verdict(msgspec.Struct, frozen=True, gc=False):
-    """What to do after a fault. ``cooldown`` is seconds (None: the pool's own back-off)."""
+    """What to do after a fault.
+
+    ``rests`` is what is left alone, ``covers`` for which models (as in ``Fault``): a key rests for
+    all of them, a target is one. ``cooldown`` is seconds (None: the pool's own back-off), and
+    ``probe_after`` seconds after which one call may look whether the limit is gone.
+    ``failure`` counts against the provider, whatever rests.
+    """
 
     action: Action
-    rests: Literal["none", "group", "key", "target"] = "none"
+    rests: Rests = "none"
     covers: str | None = None
     cooldown: float | None = None
     probe_after: float | None = None

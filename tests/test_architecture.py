@@ -21,7 +21,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 HOUSE = (
-    "types errors config schema document mistakes discovery clock log redact",
+    "types errors reasons config schema document mistakes discovery clock log redact",
     "routing providers metering store observe",
     "relay",
     "api",

@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import time
+from datetime import UTC
+from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy import clock
-from proxy.clock import encode_id, new_id, now_ms, rfc3339
+from proxy.clock import encode_id, new_id, now_ms, rfc3339, until_midnight
 
 ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+CALIFORNIA = ZoneInfo("America/Los_Angeles")
+AFTERNOON = 1_795_190_400.0  # 2026-11-20T16:00:00Z
 
 
 def decode(text: str) -> int:
@@ -66,3 +70,15 @@ def test_the_zone_of_the_machine_does_not_matter(monkeypatch: pytest.MonkeyPatch
     finally:
         monkeypatch.undo()
         time.tzset()
+
+
+def test_a_day_ends_at_midnight_of_its_zone() -> None:
+    assert until_midnight(AFTERNOON, UTC) == 8 * 3600
+    assert until_midnight(AFTERNOON, CALIFORNIA) == 16 * 3600
+    summer = AFTERNOON - 4 * 30 * 86_400  # daylight saving time: an hour nearer
+    assert until_midnight(summer, CALIFORNIA) == 15 * 3600
+
+
+def test_a_day_with_a_changed_clock_has_its_true_length() -> None:
+    start_of_25_hours = 1_793_516_400.0  # 2026-11-01T07:00:00Z, midnight there
+    assert until_midnight(start_of_25_hours, CALIFORNIA) == 25 * 3600

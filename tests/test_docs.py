@@ -158,7 +158,7 @@ def test_what_follows_a_refusal_is_what_the_table_says(
     verdict = judge(OpenAI().classify(status, [], body, 0.0))
     said = {"next key": Action.NEXT_KEY, "next target": Action.NEXT_TARGET, "comes": Action.STOP}
     assert verdict.action == next(said[words] for words in said if request_.startswith(words))
-    assert (verdict.park == "none") == (key == "stays")
+    assert (verdict.rests == "none") == (key == "stays")
 
 
 def test_the_headers_that_name_the_caller_are_the_ones_that_are_read() -> None:

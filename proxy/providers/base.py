@@ -11,8 +11,9 @@ from typing import Any, ClassVar
 import httpx
 import msgspec
 
+from proxy.clock import until_midnight
 from proxy.errors import ErrorReason
-from proxy.providers import faults, hints
+from proxy.providers import faults, hints, scope
 from proxy.providers.faults import ErrorBody
 from proxy.types import Fault, Headers, ModelInfo, Operation, Usage
 
@@ -88,10 +89,11 @@ class Dialect:
 
     def _fault(self, status: int | None, headers: Headers, error: ErrorBody, now: float) -> Fault:
         reason = faults.reason_of(status, error)
-        wait = hints.retry_after(headers, error, now)
-        hopeless = wait is None or faults.has_no_allowance(error)
-        if reason is ErrorReason.QUOTA_EXCEEDED and hopeless and self.day is not None:
-            wait = hints.until_midnight(now, self.day)
+        said = hints.retry_after(headers, error, now)
+        wait, probe_after = said, None
+        if reason is ErrorReason.QUOTA_EXCEEDED and self.day is not None:
+            end = hints.reset(headers, error, now) or until_midnight(now, self.day)
+            wait, probe_after = _rest_of_day(end, said, faults.has_no_allowance(error))
         in_header = any(name in _HINT_HEADERS for name, _ in headers)
         message = error.message or _no_message(status)
         if reason is ErrorReason.AUTHENTICATION:
@@ -104,9 +106,11 @@ class Dialect:
             code=error.code,
             param=error.param,
             retry_after=wait,
-            hint=None if wait is None else "header" if in_header else "body",
+            hint=None if wait is None or wait != said else "header" if in_header else "body",
             executed=reason in (ErrorReason.TIMEOUT, ErrorReason.STREAM_ERROR),
-            model_scope=not faults.is_account_wide(error),
+            covers=scope.covers(reason, error),
+            probe_after=probe_after,
+            of_key=scope.of_key(reason, error),
         )
 
 
@@ -243,6 +247,17 @@ def _nano(value: Any) -> int | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1e6:
         return None
     return round(value * 1e9)
+
+
+def _rest_of_day(end: float, said: float | None, hopeless: bool) -> tuple[float, float | None]:
+    """Seconds until an exhausted day is over, and until one call may look whether it is.
+
+    Gemini says "36s" beside a day that is used up. Reports differ on whether that is worth a call,
+    so one is spent on it; none where it is ``hopeless``.
+    """
+    if said is None or hopeless:
+        return end, None
+    return (end, said) if said < end else (said, None)
 
 
 def _no_message(status: int | None) -> str:

@@ -105,14 +105,6 @@ def reason_of(status: int | None, error: ErrorBody) -> R:
     return reason
 
 
-def is_account_wide(error: ErrorBody) -> bool:
-    """Whether the limit holds for every model of the key, as far as the body says."""
-    if not _ACCOUNT.isdisjoint(error.names) or _USAGE_LIMIT.search(error.message):
-        return True
-    quotas = [str(violation.get("quotaId")) for violation in error.violations]
-    return bool(quotas) and not any("PerModel" in quota for quota in quotas)
-
-
 def has_no_allowance(error: ErrorBody) -> bool:
     """Whether Gemini's allowance is zero: the model is not in the plan, a short wait is useless."""
     return bool(error.violations) and _ZERO.search(error.message) is not None
@@ -328,8 +320,6 @@ _TYPES = {
 }
 """What a type means where no status stands beside it; too wide to overrule one."""
 
-_ACCOUNT = frozenset({"3036", "4006", "insufficient_quota"})
-_USAGE_LIMIT = re.compile(r"\busage limit\b", re.I)  # Ollama's cloud: session, hour or week
 _ZERO = re.compile(r"\blimit: 0\b(?!\.)")
 _DAILY = re.compile(
     r"\bper[ -]day\b|\bdaily\b|\bweekly\b|\bmonthly\b|\([RT]PD\)|\blimit_rpd\b|\busage limit\b",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta, tzinfo
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -50,6 +50,15 @@ def retry_after(headers: Headers, error: ErrorBody, now: float) -> float | None:
     sentence = in_words(error.message)
     if said is None or (sentence is not None and abs(said - sentence) <= 1):
         said = sentence
+    return reset(headers, error, now) if said is None else min(said, LONGEST)
+
+
+def reset(headers: Headers, error: ErrorBody, now: float) -> float | None:
+    """Seconds to OpenRouter's ``X-RateLimit-Reset``, in the body or as a header: a limit's end.
+
+    At most a day; None if it is absent or has passed.
+    """
+    said = _quoted_reset(error, now)
     if said is None:
         said = _reset(_header(headers, b"x-ratelimit-reset"), now)
     return None if said is None else min(said, LONGEST)
@@ -73,13 +82,6 @@ def in_words(message: str) -> float | None:
     return float(match["number"]) * unit[match["unit"].lower()]
 
 
-def until_midnight(now: float, zone: tzinfo) -> float:
-    """Seconds to the next midnight of a zone: where a provider's day begins."""
-    here = datetime.fromtimestamp(now, zone)
-    midnight = datetime.combine(here.date() + timedelta(days=1), datetime.min.time(), zone)
-    return max(0.0, midnight.timestamp() - now)
-
-
 def _fields(headers: Headers, error: ErrorBody, now: float) -> float | None:
     milliseconds = _number(_header(headers, b"retry-after-ms"))
     if milliseconds is not None:
@@ -95,6 +97,10 @@ def _fields(headers: Headers, error: ErrorBody, now: float) -> float | None:
         delay = detail.get("retryDelay")
         if isinstance(delay, str) and (said := duration(delay)) is not None:
             return said
+    return _quoted_reset(error, now)
+
+
+def _quoted_reset(error: ErrorBody, now: float) -> float | None:
     quoted = error.member("metadata").get("headers")
     if isinstance(quoted, Mapping):
         for name, value in quoted.items():

@@ -13,23 +13,11 @@ import msgspec
 from sqlalchemy import Select, case, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from proxy.errors import ErrorReason
+from proxy.reasons import FAILURES
 from proxy.store.tables import api_calls, provider_health
 from proxy.store.upsert import replace
 from proxy.types import CallRecord
 
-FAILURES = frozenset(
-    {
-        ErrorReason.SERVER_ERROR,
-        ErrorReason.OVERLOADED,
-        ErrorReason.CONNECT,
-        ErrorReason.TIMEOUT,
-        ErrorReason.STREAM_ERROR,
-        ErrorReason.TRUNCATED,
-        ErrorReason.EMPTY_RESPONSE,
-        ErrorReason.BAD_RESPONSE,
-    }
-)
 WINDOW_SECONDS = 300
 _BUCKET_MS = 10_000  # the window moves on in steps of this
 _UNHEALTHY_AFTER = 3

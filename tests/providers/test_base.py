@@ -7,6 +7,8 @@ import pytest
 from proxy.providers import DIALECTS
 from proxy.providers.base import Dialect, Provider, count, listed, number
 from proxy.types import Usage
+from tests.providers.cases import NOW
+from tests.transcripts import body
 
 
 def test_every_dialect_is_found_by_its_name() -> None:
@@ -98,3 +100,14 @@ def test_sizes_are_read_from_wherever_a_server_puts_them() -> None:
     assert models[0].max_output_tokens == 4096
     assert models[2].parameters == 1_000_000
     assert models[3].type == "llm"
+
+
+def test_a_fault_knows_who_said_how_long() -> None:
+    """Midnight is our own arithmetic, even where a short wait stands beside the exhausted day."""
+    openai, gemini = DIALECTS["openai"], DIALECTS["gemini"]
+    retry_after = [(b"retry-after", b"7")]
+    assert openai.classify(429, retry_after, b"", NOW).hint == "header"
+    assert openai.classify(429, [], b'{"error":"try again in 7s"}', NOW).hint == "body"
+    assert openai.classify(429, [], b"", NOW).hint is None
+    day = gemini.classify(429, [], body("T8"), NOW)
+    assert (day.hint, day.probe_after) == (None, 36.429760048)

@@ -8,11 +8,22 @@ from proxy.errors import ErrorReason as R
 from proxy.providers import DIALECTS
 from proxy.providers.base import Provider
 from proxy.types import Operation
-from tests.providers.cases import NEXT_KEY, NEXT_TARGET, STOP, Case, check, name_of
+from tests.providers.cases import (
+    KEY_FAILS,
+    KEY_RESTS,
+    NEXT_TARGET,
+    STOP,
+    TARGET_FAILS,
+    UTC_MIDNIGHT,
+    Case,
+    check,
+    group_rests,
+    name_of,
+    target_rests,
+)
 from tests.transcripts import body, data
 
 CLOUDFLARE = DIALECTS["cloudflare"]
-UTC_MIDNIGHT = 8 * 3600.0
 
 
 def envelope(code: int, message: str = "AiError: no") -> bytes:
@@ -21,11 +32,11 @@ def envelope(code: int, message: str = "AiError: no") -> bytes:
 
 
 CASES = [
-    Case("auth", 401, body("T18.key"), R.AUTHENTICATION, NEXT_KEY, "disable"),
-    Case("auth as a 403", 403, envelope(10000), R.AUTHENTICATION, NEXT_KEY, "disable"),
+    Case("auth", 401, body("T18.key"), R.AUTHENTICATION, KEY_RESTS),
+    Case("auth as a 403", 403, envelope(10000), R.AUTHENTICATION, KEY_RESTS),
     Case("wrong account", 404, envelope(7003), R.NOT_FOUND, NEXT_TARGET),
     Case("wrong method", 405, envelope(7001), R.NOT_FOUND, NEXT_TARGET),
-    Case("unavailable", 500, envelope(7009), R.OVERLOADED, NEXT_KEY),
+    Case("unavailable", 500, envelope(7009), R.OVERLOADED, KEY_FAILS),
     Case("no such model", 400, envelope(5007), R.NOT_FOUND, NEXT_TARGET),
     Case("invalid model id", 404, envelope(3042), R.NOT_FOUND, NEXT_TARGET),
     *[
@@ -42,10 +53,27 @@ CASES = [
         for code in (5019, 5005)
     ],
     Case("too large", 413, envelope(3006), R.TOO_LARGE, STOP),
-    *[Case(f"late {code}", 408, envelope(code), R.TIMEOUT, NEXT_TARGET) for code in (3007, 3008)],
-    Case("neurons", 429, envelope(3036), R.QUOTA_EXCEEDED, NEXT_KEY, "key", UTC_MIDNIGHT),
-    Case("daily", 429, body("T18.daily"), R.QUOTA_EXCEEDED, NEXT_KEY, "key", UTC_MIDNIGHT),
-    Case("capacity", 429, body("T18.capacity"), R.OVERLOADED, NEXT_KEY),
+    *[Case(f"late {code}", 408, envelope(code), R.TIMEOUT, TARGET_FAILS) for code in (3007, 3008)],
+    Case("neurons", 429, envelope(3036), R.QUOTA_EXCEEDED, group_rests(UTC_MIDNIGHT, "")),
+    Case("daily", 429, body("T18.daily"), R.QUOTA_EXCEEDED, group_rests(UTC_MIDNIGHT, "")),
+    Case(
+        "daily with a short wait: one look",
+        429,
+        body("T18.daily"),
+        R.QUOTA_EXCEEDED,
+        group_rests(UTC_MIDNIGHT, "", probe_after=30.0),
+        {"retry-after": "30"},
+    ),
+    Case(
+        "capacity for a while",
+        429,
+        body("T18.capacity"),
+        R.OVERLOADED,
+        target_rests(5.0),
+        {"retry-after": "5"},
+    ),
+    Case("unavailable at the edge", 503, b"<html>503</html>", R.OVERLOADED, KEY_FAILS),
+    Case("capacity", 429, body("T18.capacity"), R.OVERLOADED, KEY_FAILS),
     Case(
         "context",
         413,
@@ -53,15 +81,14 @@ CASES = [
         R.CONTEXT_LENGTH,
         STOP,
     ),
-    Case("requests a minute", 429, envelope(0), R.RATE_LIMIT, NEXT_KEY, "model"),
-    Case("edge", 520, b"<!DOCTYPE html><title>520</title>", R.SERVER_ERROR, NEXT_KEY),
+    Case("requests a minute", 429, envelope(0), R.RATE_LIMIT, group_rests()),
+    Case("edge", 520, b"<!DOCTYPE html><title>520</title>", R.SERVER_ERROR, KEY_FAILS),
     Case(
         "gateway",
         401,
         b'{"success":false,"error":[{"code":2009,"message":"Unauthorized"}]}',
         R.AUTHENTICATION,
-        NEXT_KEY,
-        "disable",
+        KEY_RESTS,
     ),
 ]
 

@@ -7,11 +7,23 @@ import pytest
 
 from proxy.errors import ErrorReason as R
 from proxy.providers import DIALECTS
-from tests.providers.cases import NEXT_KEY, NEXT_TARGET, NOW, STOP, Case, check, name_of
+from tests.providers.cases import (
+    KEY_FAILS,
+    KEY_RESTS,
+    NEXT_TARGET,
+    NOW,
+    PACIFIC_MIDNIGHT,
+    STOP,
+    TARGET_FAILS,
+    Case,
+    check,
+    group_rests,
+    name_of,
+    target_rests,
+)
 from tests.transcripts import body, data
 
 GEMINI = DIALECTS["gemini"]
-PACIFIC_MIDNIGHT = 16 * 3600.0  # from 08:00 of a day in winter
 OVER = "You exceeded your current quota, please check your plan and billing details."
 
 
@@ -40,25 +52,22 @@ CASES = [
         400,
         refused("INVALID_ARGUMENT", "Invalid Authorization header."),
         R.AUTHENTICATION,
-        NEXT_KEY,
-        "disable",
+        KEY_RESTS,
     ),
-    Case("bad key is a 400", 400, body("T9.key"), R.AUTHENTICATION, NEXT_KEY, "disable"),
+    Case("bad key is a 400", 400, body("T9.key"), R.AUTHENTICATION, KEY_RESTS),
     Case(
         "new kind of key refused",
         401,
         refused("UNAUTHENTICATED", "x", {"reason": "ACCESS_TOKEN_TYPE_UNSUPPORTED"}),
         R.AUTHENTICATION,
-        NEXT_KEY,
-        "disable",
+        KEY_RESTS,
     ),
     Case(
         "leaked key is a 403",
         403,
         refused("PERMISSION_DENIED", "Your API key was reported as leaked. Use another API key."),
         R.AUTHENTICATION,
-        NEXT_KEY,
-        "disable",
+        KEY_RESTS,
     ),
     Case(
         "no permission is the client's",
@@ -106,48 +115,68 @@ CASES = [
         429,
         body("T8"),
         R.QUOTA_EXCEEDED,
-        NEXT_KEY,
-        "model",
-        36.429760048,
+        group_rests(PACIFIC_MIDNIGHT, probe_after=36.429760048),
     ),
     Case(
         "a day without a delay ends at midnight in California",
         429,
         quota(MINUTE, DAY),
         R.QUOTA_EXCEEDED,
-        NEXT_KEY,
-        "model",
-        PACIFIC_MIDNIGHT,
+        group_rests(PACIFIC_MIDNIGHT),
     ),
-    Case("a minute", 429, quota(MINUTE, delay="26s"), R.RATE_LIMIT, NEXT_KEY, "model", 26.0),
-    Case("tokens", 429, quota(TOKENS, delay="34.4s"), R.RATE_LIMIT, NEXT_KEY, "model", 34.4),
+    Case(
+        "a day of the whole project",
+        429,
+        quota("GenerateRequestsPerDayPerProject", delay="26s"),
+        R.QUOTA_EXCEEDED,
+        group_rests(PACIFIC_MIDNIGHT, "", probe_after=26.0),
+    ),
+    Case(
+        "a day with a wait until after midnight: the wait",
+        429,
+        quota(DAY, delay="60000s"),
+        R.QUOTA_EXCEEDED,
+        group_rests(60_000.0),
+    ),
+    Case(
+        "one of several for all models: unclear, so the narrow one",
+        429,
+        quota(TOKENS, "GenerateRequestsPerMinutePerProject", delay="5s"),
+        R.RATE_LIMIT,
+        group_rests(5.0),
+    ),
+    Case("limits without a name: unclear", 429, quota(), R.RATE_LIMIT, group_rests()),
+    Case("a minute", 429, quota(MINUTE, delay="26s"), R.RATE_LIMIT, group_rests(26.0)),
+    Case("tokens", 429, quota(TOKENS, delay="34.4s"), R.RATE_LIMIT, group_rests(34.4)),
     Case(
         "for all models",
         429,
         quota("GenerateRequestsPerMinutePerProject", delay="5s"),
         R.RATE_LIMIT,
-        NEXT_KEY,
-        "key",
-        5.0,
+        group_rests(5.0, ""),
     ),
     Case(
         "not in the plan at all",
         429,
         quota(MINUTE, message=OVER + "\n* Quota exceeded for x, limit: 0, model: y", delay="9s"),
         R.QUOTA_EXCEEDED,
-        NEXT_KEY,
-        "model",
-        PACIFIC_MIDNIGHT,
+        group_rests(PACIFIC_MIDNIGHT),
     ),
     Case(
         "short form",
         429,
         refused("RESOURCE_EXHAUSTED", "Resource has been exhausted (e.g. check quota)."),
         R.RATE_LIMIT,
-        NEXT_KEY,
-        "model",
+        group_rests(),
     ),
-    Case("overloaded", 503, body("T9.overloaded"), R.OVERLOADED, NEXT_KEY),
+    Case(
+        "overloaded for a while",
+        503,
+        refused("UNAVAILABLE", "The model is overloaded.", {"retryDelay": "20s"}),
+        R.OVERLOADED,
+        target_rests(20.0),
+    ),
+    Case("overloaded", 503, body("T9.overloaded"), R.OVERLOADED, KEY_FAILS),
     Case(
         "context",
         400,
@@ -158,8 +187,8 @@ CASES = [
         R.CONTEXT_LENGTH,
         STOP,
     ),
-    Case("internal", 500, refused("INTERNAL", "internal"), R.SERVER_ERROR, NEXT_KEY),
-    Case("late", 504, refused("DEADLINE_EXCEEDED", "deadline"), R.TIMEOUT, NEXT_TARGET),
+    Case("internal", 500, refused("INTERNAL", "internal"), R.SERVER_ERROR, KEY_FAILS),
+    Case("late", 504, refused("DEADLINE_EXCEEDED", "deadline"), R.TIMEOUT, TARGET_FAILS),
 ]
 
 

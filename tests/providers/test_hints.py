@@ -1,13 +1,11 @@
 from __future__ import annotations
 
-from datetime import UTC
 from typing import Any
-from zoneinfo import ZoneInfo
 
 import pytest
 
 from proxy.providers.faults import ErrorBody, read
-from proxy.providers.hints import LONGEST, duration, in_words, retry_after, until_midnight
+from proxy.providers.hints import LONGEST, duration, in_words, reset, retry_after
 from tests.providers.cases import NOW
 
 NOTHING = ErrorBody()
@@ -126,15 +124,10 @@ def test_no_hint_is_longer_than_a_day() -> None:
     assert hint(metadata={"headers": {"X-RateLimit-Reset": "1e17"}}) == LONGEST
 
 
-def test_days_end_at_midnight_where_the_provider_counts_them() -> None:
-    assert until_midnight(NOW, UTC) == 8 * 3600
-    california = ZoneInfo("America/Los_Angeles")
-    assert until_midnight(NOW, california) == 16 * 3600
-    summer = NOW - 4 * 30 * 86_400  # daylight saving time: an hour nearer
-    assert until_midnight(summer, california) == 15 * 3600
-
-
-def test_a_day_with_a_changed_clock_has_its_true_length() -> None:
-    california = ZoneInfo("America/Los_Angeles")
-    start_of_25_hours = 1_793_516_400.0  # 2026-11-01T07:00:00Z, midnight there
-    assert until_midnight(start_of_25_hours, california) == 25 * 3600
+def test_the_end_of_a_limit_is_read_whatever_wait_stands_beside_it() -> None:
+    fields = [(b"retry-after", b"5"), (b"x-ratelimit-reset", b"90")]
+    assert reset(fields, NOTHING, NOW) == 90.0
+    quoted = {"metadata": {"headers": {"X-RateLimit-Reset": int(NOW * 1000) + 7000}}}
+    assert reset(fields, read({"error": quoted}), NOW) == 7.0
+    assert reset([], NOTHING, NOW) is None
+    assert reset([(b"x-ratelimit-reset", b"1e17")], NOTHING, NOW) == LONGEST

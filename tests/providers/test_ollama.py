@@ -14,14 +14,17 @@ from proxy.providers.base import Provider
 from proxy.providers.ollama import answers
 from proxy.types import ModelInfo
 from tests.providers.cases import (
-    NEXT_KEY,
+    KEY_FAILS,
     NEXT_TARGET,
     NOW,
     STOP,
+    TARGET_FAILS,
     Case,
     check,
+    group_rests,
     name_of,
     openai_error,
+    target_rests,
 )
 from tests.transcripts import body, data
 
@@ -32,6 +35,13 @@ SESSION = "you (someone) have reached your session usage limit, upgrade for high
 
 CASES = [
     Case("not pulled", 404, body("T16.model"), R.NOT_FOUND, NEXT_TARGET),
+    Case(
+        "not pulled, older words",
+        404,
+        openai_error('model "x" not found, try pulling it first', type="api_error"),
+        R.NOT_FOUND,
+        NEXT_TARGET,
+    ),
     Case("native error", 404, b'{"error":"model \\"x\\" not found"}', R.NOT_FOUND, NEXT_TARGET),
     *[
         Case(
@@ -51,13 +61,21 @@ CASES = [
             '"x" does not support thinking',
         )
     ],
-    Case("queue full", 503, body("T16.busy"), R.OVERLOADED, NEXT_KEY),
+    Case(
+        "queue full for a while",
+        503,
+        body("T16.busy"),
+        R.OVERLOADED,
+        target_rests(3.0),
+        {"retry-after": "3"},
+    ),
+    Case("queue full", 503, body("T16.busy"), R.OVERLOADED, KEY_FAILS),
     Case(
         "cancelled in the queue",
         499,
         openai_error("request canceled", type="api_error"),
         R.STREAM_ERROR,
-        NEXT_TARGET,
+        TARGET_FAILS,
     ),
     Case(
         "context of embeddings",
@@ -71,13 +89,24 @@ CASES = [
         500,
         openai_error("llama runner process has terminated", type="api_error"),
         R.SERVER_ERROR,
-        NEXT_KEY,
+        KEY_FAILS,
     ),
     Case(
-        "cloud week", 429, openai_error(WEEK, type="api_error"), R.QUOTA_EXCEEDED, NEXT_KEY, "key"
+        "cloud week",
+        429,
+        openai_error(WEEK, type="api_error"),
+        R.QUOTA_EXCEEDED,
+        group_rests(None, ""),
     ),
-    Case("cloud session", 429, openai_error(SESSION), R.QUOTA_EXCEEDED, NEXT_KEY, "key"),
-    Case("cloud unreachable", 502, openai_error("no route"), R.SERVER_ERROR, NEXT_KEY),
+    Case(
+        "cloud hour, as ollama.com itself says it",
+        429,
+        b'{"error":"you (someone) have reached your hourly usage limit"}',
+        R.QUOTA_EXCEEDED,
+        group_rests(None, ""),
+    ),
+    Case("cloud session", 429, openai_error(SESSION), R.QUOTA_EXCEEDED, group_rests(None, "")),
+    Case("cloud unreachable", 502, openai_error("no route"), R.SERVER_ERROR, KEY_FAILS),
 ]
 
 

@@ -9,7 +9,18 @@ from proxy.errors import ErrorReason as R
 from proxy.providers import DIALECTS
 from proxy.providers.base import Provider
 from proxy.types import Operation
-from tests.providers.cases import NEXT_KEY, NEXT_TARGET, NOW, STOP, Case, check, name_of
+from tests.providers.cases import (
+    KEY_FAILS,
+    KEY_RESTS,
+    NEXT_TARGET,
+    NOW,
+    STOP,
+    TARGET_FAILS,
+    Case,
+    check,
+    group_rests,
+    name_of,
+)
 from tests.providers.cases import openai_error as error
 from tests.transcripts import body, data
 
@@ -20,14 +31,13 @@ VLLM_CONTEXT = (
 
 CASES = [
     # OpenAI
-    Case("key", 401, error("x", code="invalid_api_key"), R.AUTHENTICATION, NEXT_KEY, "disable"),
+    Case("key", 401, error("x", code="invalid_api_key"), R.AUTHENTICATION, KEY_RESTS),
     Case(
         "restricted key",
         403,
         error("You have insufficient permissions for this operation."),
         R.AUTHENTICATION,
-        NEXT_KEY,
-        "disable",
+        KEY_RESTS,
     ),
     Case("region", 403, error("Country, region not supported"), R.FORBIDDEN, STOP),
     Case("model", 404, error("x", code="model_not_found"), R.NOT_FOUND, NEXT_TARGET),
@@ -38,8 +48,7 @@ CASES = [
         429,
         error("You exceeded your current quota", type="insufficient_quota", code=None),
         R.QUOTA_EXCEEDED,
-        NEXT_KEY,
-        "key",
+        group_rests(None, ""),
     ),
     Case(
         "minute",
@@ -49,18 +58,14 @@ CASES = [
             code="rate_limit_exceeded",
         ),
         R.RATE_LIMIT,
-        NEXT_KEY,
-        "model",
-        20.0,
+        group_rests(20.0),
     ),
     Case(
         "minute, in milliseconds",
         429,
         error("x", code="rate_limit_exceeded"),
         R.RATE_LIMIT,
-        NEXT_KEY,
-        "model",
-        1.5,
+        group_rests(1.5),
         {"retry-after-ms": "1500", "retry-after": "2"},
     ),
     Case(
@@ -74,17 +79,24 @@ CASES = [
         R.TOO_LARGE,
         NEXT_TARGET,
     ),
-    Case("bare limit", 429, b"", R.RATE_LIMIT, NEXT_KEY, "model"),
-    Case("server", 500, error("x", type="server_error"), R.SERVER_ERROR, NEXT_KEY),
-    Case("busy", 503, b"upstream connect error", R.OVERLOADED, NEXT_KEY),
-    Case("late", 504, b"<html>504</html>", R.TIMEOUT, NEXT_TARGET),
+    Case(
+        "no money at a provider that says so in a 429",
+        429,
+        error("Insufficient balance"),
+        R.CREDIT,
+        group_rests(None, ""),
+    ),
+    Case("bare limit", 429, b"", R.RATE_LIMIT, group_rests()),
+    Case("server", 500, error("x", type="server_error"), R.SERVER_ERROR, KEY_FAILS),
+    Case("busy", 503, b"upstream connect error", R.OVERLOADED, KEY_FAILS),
+    Case("late", 504, b"<html>504</html>", R.TIMEOUT, TARGET_FAILS),
     Case("teapot", 418, b"short and stout", R.INVALID_REQUEST, STOP),
-    Case("redirect", 302, b"", R.BAD_RESPONSE, NEXT_TARGET),
+    Case("redirect", 302, b"", R.BAD_RESPONSE, TARGET_FAILS),
     # A word is not a reason.
     Case("limit in a 404", 404, error("No rate limit group here"), R.NOT_FOUND, NEXT_TARGET),
     Case("quota in a 400", 400, error("unknown field daily_quota"), R.INVALID_REQUEST, STOP),
     # vLLM
-    Case("vLLM key", 401, body("T21.vllm_key"), R.AUTHENTICATION, NEXT_KEY, "disable"),
+    Case("vLLM key", 401, body("T21.vllm_key"), R.AUTHENTICATION, KEY_RESTS),
     Case("old vLLM context", 400, body("T21.vllm_context"), R.CONTEXT_LENGTH, STOP),
     Case(
         "vLLM context",
@@ -114,8 +126,7 @@ CASES = [
         401,
         error("Invalid API Key", type="authentication_error", code=401),
         R.AUTHENTICATION,
-        NEXT_KEY,
-        "disable",
+        KEY_RESTS,
     ),
     Case("llama permission", 403, error("x", type="permission_error", code=403), R.FORBIDDEN, STOP),
     Case(
@@ -123,7 +134,7 @@ CASES = [
         503,
         error("Loading model", type="unavailable_error", code=503),
         R.OVERLOADED,
-        NEXT_KEY,
+        KEY_FAILS,
     ),
     Case(
         "llama cannot",
@@ -131,6 +142,38 @@ CASES = [
         error("no embeddings", type="not_supported_error", code=501),
         R.NOT_FOUND,
         NEXT_TARGET,
+    ),
+    Case(
+        "llama input",
+        400,
+        error("no messages", type="invalid_request_error", code=400),
+        R.INVALID_REQUEST,
+        STOP,
+    ),
+    Case(
+        "llama route",
+        404,
+        error("File Not Found", type="not_found_error", code=404),
+        R.NOT_FOUND,
+        NEXT_TARGET,
+    ),
+    Case(
+        "llama broken",
+        500,
+        error("x", type="server_error", code=500),
+        R.SERVER_ERROR,
+        KEY_FAILS,
+    ),
+    Case(
+        "llama context, as it was in 2025",
+        500,
+        error("the request exceeds the available context size", type="server_error", code=500),
+        R.CONTEXT_LENGTH,
+        STOP,
+    ),
+    # LM Studio
+    Case(
+        "LM Studio", 400, b'{"error":"Trying to keep the first 4 tokens"}', R.INVALID_REQUEST, STOP
     ),
     # FastAPI
     Case("FastAPI", 422, body("T21.fastapi"), R.INVALID_REQUEST, STOP),

@@ -3,30 +3,37 @@ from __future__ import annotations
 import pytest
 
 from proxy.errors import ErrorReason as R
-from proxy.relay.verdict import client_answer, is_over_allowance, judge
+from proxy.relay.verdict import (
+    LONGEST_WITHOUT_CAPACITY,
+    client_answer,
+    is_over_allowance,
+    judge,
+)
 from proxy.types import Action, Fault, Target, Verdict
 
 KEY, TARGET, STOP = Action.NEXT_KEY, Action.NEXT_TARGET, Action.STOP
 
+TARGET_FAILS = Verdict(TARGET, failure=True)
+
 VERDICTS = {
-    R.RATE_LIMIT: Verdict(KEY, "model", 7.0),
-    R.QUOTA_EXCEEDED: Verdict(KEY, "model", 7.0),
-    R.CREDIT: Verdict(KEY, "key", 7.0),
-    R.AUTHENTICATION: Verdict(KEY, "disable"),
+    R.RATE_LIMIT: Verdict(KEY, "group", None, 7.0, 3.0),
+    R.QUOTA_EXCEEDED: Verdict(KEY, "group", None, 7.0, 3.0),
+    R.CREDIT: Verdict(KEY, "group", None, 7.0, 3.0),
+    R.AUTHENTICATION: Verdict(KEY, "key", ""),
     R.FORBIDDEN: Verdict(STOP),
     R.NOT_FOUND: Verdict(TARGET),
     R.INVALID_REQUEST: Verdict(STOP),
     R.CONTEXT_LENGTH: Verdict(STOP),
     R.CONTENT_FILTER: Verdict(STOP),
     R.TOO_LARGE: Verdict(STOP),
-    R.SERVER_ERROR: Verdict(KEY),
-    R.OVERLOADED: Verdict(KEY),
-    R.CONNECT: Verdict(TARGET),
-    R.TIMEOUT: Verdict(TARGET),
-    R.STREAM_ERROR: Verdict(TARGET),
-    R.TRUNCATED: Verdict(TARGET),
-    R.EMPTY_RESPONSE: Verdict(TARGET),
-    R.BAD_RESPONSE: Verdict(TARGET),
+    R.SERVER_ERROR: Verdict(KEY, failure=True),
+    R.OVERLOADED: Verdict(KEY, "target", cooldown=7.0, failure=True),
+    R.CONNECT: TARGET_FAILS,
+    R.TIMEOUT: TARGET_FAILS,
+    R.STREAM_ERROR: TARGET_FAILS,
+    R.TRUNCATED: TARGET_FAILS,
+    R.EMPTY_RESPONSE: TARGET_FAILS,
+    R.BAD_RESPONSE: TARGET_FAILS,
     R.CLIENT_CLOSED: Verdict(STOP),
     R.NO_KEYS: Verdict(TARGET),
     R.INTERRUPTED: Verdict(STOP),
@@ -36,12 +43,28 @@ VERDICTS = {
 
 @pytest.mark.parametrize("reason", list(R))
 def test_every_reason_has_one_verdict(reason: R) -> None:
-    assert judge(Fault(reason, "x", retry_after=7.0)) == VERDICTS[reason]
+    assert judge(Fault(reason, "x", retry_after=7.0, probe_after=3.0)) == VERDICTS[reason]
 
 
-def test_a_limit_of_the_whole_account_parks_the_key() -> None:
-    fault = Fault(R.QUOTA_EXCEEDED, "x", model_scope=False)
-    assert judge(fault) == Verdict(KEY, "key", None)
+@pytest.mark.parametrize("covers", [None, "", "*:free"])
+def test_a_limit_covers_what_the_provider_says(covers: str | None) -> None:
+    fault = Fault(R.QUOTA_EXCEEDED, "x", covers=covers)
+    assert judge(fault) == Verdict(KEY, "group", covers)
+
+
+def test_a_limit_of_one_key_lets_its_group_work() -> None:
+    fault = Fault(R.CREDIT, "x", retry_after=7.0, covers="", of_key=True)
+    assert judge(fault) == Verdict(KEY, "key", "", 7.0)
+
+
+def test_a_target_without_capacity_rests_for_a_minute_at_most() -> None:
+    assert judge(Fault(R.OVERLOADED, "x", retry_after=3600.0)).cooldown == LONGEST_WITHOUT_CAPACITY
+    assert LONGEST_WITHOUT_CAPACITY == 60.0
+
+
+@pytest.mark.parametrize("said", [None, 0.0])
+def test_a_target_without_capacity_rests_only_on_a_hint(said: float | None) -> None:
+    assert judge(Fault(R.OVERLOADED, "x", retry_after=said)) == Verdict(KEY, failure=True)
 
 
 def test_too_large_for_a_minute_goes_to_another_target() -> None:

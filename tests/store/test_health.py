@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from proxy.clock import now_ms
+from proxy.reasons import FAILURES
 from proxy.store.engine import Store
-from proxy.store.health import FAILURES, Health
+from proxy.store.health import Health
 from tests.store.rows import call, failed, rows
 
 
