@@ -311,18 +311,64 @@ Source = Literal["header", "body", "local"]
 
 
 class CooldownRecord(msgspec.Struct, frozen=True):
-    """A key that rests: a row of ``rate_limits`` with the limit_type ``cooldown``.
+    """A rest: a row of ``rate_limits`` with the limit_type ``cooldown``.
 
-    ``model`` is "" where the rest holds for every model of the key. ``until`` and ``at`` (when it
-    was ordered) are UTC milliseconds, ``backoff_count`` the number of rests in a row.
+    It is a quota group's (``account`` alone), a key's (``key_id`` and ``account``) or the
+    provider's (neither). ``model`` is "" for all models, ``*:free`` for all whose names end so.
+    ``until`` and ``at`` (when it was ordered) are UTC milliseconds, ``backoff_count`` the number
+    of rests in a row. ``replaces``: this is the whole truth, even if it is shorter.
     """
 
     provider: str
     model: str
     key_id: str
-    account: str | None
+    account: str
     until: int
-    reason: str
+    reason: str | None
     backoff_count: int
     at: int
     source: Source = "local"
+    probe_at: int | None = None
+    replaces: bool = False
+
+
+class SwitchRecord(msgspec.Struct, frozen=True):
+    """An operator took a key out, or put it back: a row with the limit_type ``disabled``."""
+
+    provider: str
+    key_id: str
+    account: str
+    disabled: bool
+    at: int
+
+
+class CountRecord(msgspec.Struct, frozen=True):
+    """What a configured limit has counted: a row of ``rate_limits`` with the source ``config``.
+
+    ``reset`` is when nothing of it will count any more; instants are UTC milliseconds.
+    """
+
+    provider: str
+    model: str
+    key_id: str
+    account: str
+    limit_type: str
+    limit: int
+    used: int
+    window_seconds: int | None
+    reset: int | None
+    at: int
+
+
+class BreakerRecord(msgspec.Struct, frozen=True):
+    """A breaker has turned: a row of ``provider_health_events``, and the state in
+    ``provider_health``. ``until`` ends the open time; instants are UTC milliseconds."""
+
+    provider: str
+    model: str
+    from_state: str
+    to_state: str
+    reason: str
+    until: int | None
+    openings: int
+    at: int

@@ -63,7 +63,21 @@ class Parked(msgspec.Struct, frozen=True):
     source: Source
 
 
-Event = Parked | Turned
+class Lifted(msgspec.Struct, frozen=True):
+    """What rests no more, before its time."""
+
+    provider: str
+    places: list[Place]
+
+
+class Switched(msgspec.Struct, frozen=True):
+    """An operator has taken a key out, or put it back."""
+
+    provider: str
+    key: Key
+
+
+Event = Parked | Lifted | Switched | Turned
 
 
 class KeyPool:
@@ -194,16 +208,23 @@ class KeyPool:
         self._changed(parked)
         return parked
 
-    def reset(self, key: Key, now: float) -> list[Place]:
-        """An operator's word: whatever keeps this key from any model is forgotten."""
-        owners = {"group": key.quota_group, "key": key.name}
-        mine = [place for place in self.rests.places if owners.get(place[0]) == place[1]]
-        return self.rests.lift(*mine)
+    def key(self, name: str) -> Key | None:
+        """The key of a name, if there is one."""
+        return next((key for key in self.keys if key.name == name), None)
 
-    def disable(self, key: Key, disabled: bool) -> None:
-        """An operator's word: take a key out, or put it back."""
-        key.disabled = disabled
-        self._changes += 1
+    def reset(self, key: Key) -> None:
+        """An operator's word: the rests that keep this key from any model are over."""
+        owners = {"group": key.quota_group, "key": key.name}
+        self._lift([place for place in self.rests.places if owners.get(place[0]) == place[1]])
+
+    def switch(self, name: str, *, disabled: bool) -> Key | None:
+        """An operator's word: take a key out, or put it back. None: there is no such key."""
+        key = self.key(name)
+        if key is not None and key.disabled != disabled:
+            key.disabled = disabled
+            self._changes += 1
+            self._changed(Switched(self.provider, key))
+        return key
 
     @property
     def _version(self) -> int:
@@ -296,7 +317,7 @@ class KeyPool:
         key, model = lease.key, lease.model
         key.succeeded += 1
         if self.rests and lease.lifts:
-            self.rests.lift(*places(key.name, key.quota_group, model))
+            self._lift(places(key.name, key.quota_group, model))
         elif self.rests:
             self.rests.over(key.name, key.quota_group, model, now)
         if first is not None:
@@ -313,6 +334,11 @@ class KeyPool:
             lease.probe = False
         return self.park(lease.key, lease.model, verdict, reason, now, source)
 
+    def _lift(self, lifted: Iterable[Place]) -> None:
+        gone = self.rests.lift(*lifted)
+        if gone:
+            self._changed(Lifted(self.provider, gone))
+
     def _measure(self, lease: KeyLease, now: float, first: float | None) -> None:
         self.health.measure("", lease.model, lease.stream, now, first)
         if self._strategy == "lowest_latency":
@@ -323,11 +349,12 @@ class KeyLease:
     """A key in use. It counts as in flight until it is released; releasing twice does nothing.
 
     ``probe``: this call decides over a half-open breaker; ``lifts``: it looks whether a rest is
-    over early. ``used`` is the tokens that the call used, None as long as that is unknown.
+    over early. ``used`` is the tokens that the call used, None as long as that is unknown;
+    ``settle`` is told of it at the end.
     """
 
-    __slots__ = ("_pool", "_released", "counters", "key", "lifts", "model", "probe", "stream")
-    __slots__ += ("taken", "tokens", "used")
+    __slots__ = ("_pool", "_released", "counters", "key", "lifts", "model", "probe", "settle")
+    __slots__ += ("stream", "taken", "tokens", "used")
 
     def __init__(
         self,
@@ -351,6 +378,7 @@ class KeyLease:
         self.probe = probe
         self.lifts = False
         self.used: int | None = None
+        self.settle: Callable[[int | None], None] | None = None
 
     @property
     def provider(self) -> str:
@@ -361,6 +389,8 @@ class KeyLease:
         if not self._released:
             self._released = True
             self._pool._release(self, sent)
+            if self.settle is not None:
+                self.settle(self.used)
 
     def succeeded(self, now: float, first: float | None = None) -> None:
         """The call went well; ``first`` is the seconds to its first token, or to its answer."""

@@ -1,4 +1,4 @@
-"""``rate_limits``: the newest state of each limit, from answers' headers and from cooldowns.
+"""``rate_limits``: the newest state of each limit, as answers' headers tell it.
 
 Headers: ``x-ratelimit-{limit,remaining,reset}-{requests,tokens}`` as OpenAI and Groq send them
 (https://console.groq.com/docs/rate-limits), with ``-minute`` or ``-day`` behind where a provider
@@ -12,13 +12,13 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, case, func
+from sqlalchemy import func
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from proxy.errors import ErrorReason
 from proxy.store.tables import rate_limits
 from proxy.store.upsert import Insert, insert_into
-from proxy.types import CallRecord, CooldownRecord
+from proxy.types import CallRecord
 
 _KEY = ("provider", "model", "key_id", "account", "limit_type")
 _NAME = re.compile(
@@ -72,14 +72,6 @@ def _telling(calls: Iterable[CallRecord]) -> list[CallRecord]:
     return refused + list(newest.values())
 
 
-async def save_cooldowns(connection: AsyncConnection, rests: Iterable[CooldownRecord]) -> None:
-    """Upsert the rests of keys; a longer one that is known is not shortened."""
-    rows = [_cooldown(rest) for rest in rests]
-    if not rows:
-        return
-    await connection.execute(_longest_rest(connection.dialect.name), rows)
-
-
 @cache
 def _newest_figures(dialect: str) -> Insert:
     insert = insert_into(rate_limits, dialect)
@@ -98,26 +90,6 @@ def _newest_figures(dialect: str) -> Insert:
             "last_updated": new.last_updated,
         },
         where=new.last_updated >= old.last_updated,
-    )
-
-
-@cache
-def _longest_rest(dialect: str) -> Insert:
-    insert = insert_into(rate_limits, dialect)
-    old, new = rate_limits.c, insert.excluded
-    longer = new.cooldown_until >= old.cooldown_until
-    later = new.last_hit_at > old.last_hit_at  # not so where the same item comes again
-    return insert.on_conflict_do_update(
-        index_elements=_KEY,
-        set_={
-            "cooldown_until": _if(longer, new.cooldown_until, old.cooldown_until),
-            "cooldown_reason": _if(longer, new.cooldown_reason, old.cooldown_reason),
-            "backoff_count": _if(later, new.backoff_count, old.backoff_count),
-            "hit_count": old.hit_count + _if(later, new.hit_count, 0),
-            "last_hit_at": _if(later, new.last_hit_at, old.last_hit_at),
-            "source": _if(later, new.source, old.source),
-            "last_updated": _if(later, new.last_updated, old.last_updated),
-        },
     )
 
 
@@ -201,24 +173,3 @@ def _figures(limit: int | None, remaining: int | None) -> dict[str, Any]:
 def _hit(call: CallRecord, remaining: int | None, at: int) -> dict[str, Any]:
     hit = remaining == 0 and call.error_reason in _REFUSED
     return {"hit_count": int(hit), "last_hit_at": at if hit else None}
-
-
-def _cooldown(rest: CooldownRecord) -> dict[str, Any]:
-    return {
-        "provider": rest.provider,
-        "model": rest.model,
-        "key_id": rest.key_id,
-        "account": rest.account or "",
-        "limit_type": "cooldown",
-        "cooldown_until": rest.until,
-        "cooldown_reason": rest.reason,
-        "backoff_count": rest.backoff_count,
-        "hit_count": 1,
-        "last_hit_at": rest.at,
-        "source": rest.source,
-        "last_updated": rest.at,
-    }
-
-
-def _if(condition: ColumnElement[bool], then: Any, otherwise: Any) -> Any:
-    return case((condition, then), else_=otherwise)

@@ -11,12 +11,21 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from proxy.clock import now_ms
-from proxy.store import catalog, costs, faults, limits, samples
+from proxy.store import breakers, catalog, costs, faults, limits, rests, samples
 from proxy.store.health import Health
 from proxy.store.tables import api_calls
 from proxy.store.upsert import insert_into
 from proxy.store.windows import SpeedWindows
-from proxy.types import CallRecord, CooldownRecord, FaultRecord, HostSample, ModelInfo
+from proxy.types import (
+    BreakerRecord,
+    CallRecord,
+    CooldownRecord,
+    CountRecord,
+    FaultRecord,
+    HostSample,
+    ModelInfo,
+    SwitchRecord,
+)
 
 _FIELDS = CallRecord.__struct_fields__
 _COST = _FIELDS.index("cost_nano_usd")
@@ -32,6 +41,9 @@ class Batch:
         self.faults: list[FaultRecord] = []
         self.samples: list[HostSample] = []
         self.cooldowns: list[CooldownRecord] = []
+        self.switches: list[SwitchRecord] = []
+        self.counts: list[CountRecord] = []
+        self.turns: list[BreakerRecord] = []
         self.models: list[ModelInfo] = []
         for item in items:
             match item:
@@ -43,6 +55,12 @@ class Batch:
                     self.samples.append(item)
                 case CooldownRecord():
                     self.cooldowns.append(item)
+                case SwitchRecord():
+                    self.switches.append(item)
+                case CountRecord():
+                    self.counts.append(item)
+                case BreakerRecord():
+                    self.turns.append(item)
                 case list():
                     self.models.extend(item)
                 case _:
@@ -78,7 +96,10 @@ class Ledger:
             await speeds.save(connection)
             await costs.add(connection, calls)
             await limits.save_headers(connection, calls, self._windows)
-            await limits.save_cooldowns(connection, batch.cooldowns)
+            await rests.save_cooldowns(connection, batch.cooldowns)
+            await rests.save_switches(connection, batch.switches)
+            await rests.save_counts(connection, batch.counts)
+            await breakers.save(connection, batch.turns)
             await faults.save(connection, calls, batch.faults)
             await catalog.save(connection, batch.models, now)
             await samples.save(connection, batch.samples)

@@ -21,6 +21,7 @@ from proxy.store.tables import (
     errors,
     gpu_metrics,
     provider_health,
+    provider_health_events,
     rate_limits,
     system_metrics,
     tps_metrics,
@@ -34,6 +35,7 @@ _AGES = (
     tps_metrics.c.window_start,
     rate_limits.c.last_updated,
     provider_health.c.updated_at,
+    provider_health_events.c.timestamp,
 )
 _DAY_MS = 86_400_000
 _CHUNK = 500

@@ -183,6 +183,7 @@ rate_limits = Table(
     *_instants("last_hit_at"),
     Column("source", Text, nullable=False),
     Column("last_updated", Instant, nullable=False),
+    *_instants("probe_at"),
     _one_of("source", LIMIT_SOURCES),
     UniqueConstraint("provider", "model", "key_id", "account", "limit_type"),
 )
@@ -202,8 +203,25 @@ provider_health = Table(
     *_ints("last_http_status"),
     *_floats("avg_latency_ms", "avg_ttft_ms"),
     Column("updated_at", Instant, nullable=False),
+    Column("state", Text, nullable=False, server_default="closed"),
+    *_instants("open_until"),
+    *_counts("openings"),
     UniqueConstraint("provider", "model", "key_id"),
 )
+
+provider_health_events = Table(
+    "provider_health_events",
+    metadata,
+    _id(),
+    Column("timestamp", Instant, nullable=False),
+    *_key("provider", "model"),
+    Column("from_state", Text, nullable=False),
+    Column("to_state", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    *_instants("open_until"),
+    *_counts("openings"),
+)
+Index(None, provider_health_events.c.timestamp)
 
 tps_metrics = Table(
     "tps_metrics",

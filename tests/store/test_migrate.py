@@ -80,7 +80,7 @@ def test_a_newer_database_is_refused_in_one_line(path: Path) -> None:
     child = _start(path)
     said = child.communicate()[1]
     assert child.returncode == schema.NEWER_SCHEMA
-    assert "made by a newer version (schema 9999; this one knows up to 0001)" in said
+    assert "made by a newer version (schema 9999; this one knows up to 0002)" in said
     assert said.count("\n") == 1
 
 

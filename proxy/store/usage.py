@@ -1,0 +1,52 @@
+"""What was used of late, from the rows: so that counts go on where a restart has cut them off."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from sqlalchemy import ColumnElement, func, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from proxy.store.tables import api_calls
+
+_GRAINS = {60: 1000, 86_400: 60_000}
+"""By the seconds of a window, the milliseconds whose calls are counted as one."""
+
+
+class Used(NamedTuple):
+    """Calls made about ``timestamp`` (UTC milliseconds). ``key_id`` None: without a key."""
+
+    key_id: str | None
+    account: str | None
+    model: str
+    timestamp: int
+    requests: int
+    tokens: int
+
+
+async def used(
+    connection: AsyncConnection, provider: str, seconds: int, now: int
+) -> Sequence[Used]:
+    """The calls to a provider in the last ``seconds`` (60 or 86,400), the oldest first."""
+    table = api_calls.c
+    oldest = func.min(table.timestamp)
+    groups = (table.key_id, table.account, table.model, _grain(connection, _GRAINS[seconds]))
+    query = (
+        select(*groups[:3], oldest, func.count(), func.coalesce(func.sum(table.total_tokens), 0))
+        .where(
+            table.timestamp >= now - seconds * 1000,
+            table.provider == provider,
+            table.status != "rejected",
+        )
+        .group_by(*groups)
+        .order_by(oldest)
+    )
+    return [Used(*row[:4], int(row[4]), int(row[5])) for row in await connection.execute(query)]
+
+
+def _grain(connection: AsyncConnection, milliseconds: int) -> ColumnElement[int]:
+    if connection.dialect.name == "postgresql":
+        unit = "second" if milliseconds == 1000 else "minute"
+        return func.date_trunc(unit, api_calls.c.timestamp)
+    return func.floor(api_calls.c.timestamp / milliseconds)
