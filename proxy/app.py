@@ -58,18 +58,33 @@ _NO_CHAT = re.compile("embed|whisper|tts|audio|guard|image|rerank|veo|aqa", re.I
 _log = logging.getLogger("tollkeeper")
 
 
-def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = None) -> Door:
+def create_app(
+    settings: Settings,
+    transport: httpx.AsyncBaseTransport | None = None,
+    *,
+    reread: Callable[[], Settings] | None = None,
+    redact: Redactor | None = None,
+) -> Door:
     """The gateway as an ASGI app. ``transport`` stands in for the network in tests.
 
+    ``reread`` gives the settings anew when it is told to reload; ``redact`` learns new secrets.
     Its ``state`` tells ``ready``, ``turned_away`` (requests without a valid key) and, once ready,
-    ``providers`` (name and number of keys of each) and ``example_model`` (one that can be asked
-    for, None if none is known).
+    ``providers`` (name and number of keys of each), ``example_model`` (one that can be asked for,
+    None if none is known) and ``reload``, which raises ConfigError and then changes nothing.
     """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            await _Gateway(settings, app, calls, transport or Transport()).open(stack)
+            gateway = _Gateway(
+                settings,
+                app,
+                calls,
+                transport or Transport(),
+                reread or (lambda: settings),
+                redact or Redactor(settings.secrets()),
+            )
+            await gateway.open(stack)
             app.state.ready = True
             yield
             app.state.ready = False
@@ -109,31 +124,31 @@ class _Gateway:
         app: FastAPI,
         calls: Calls,
         transport: httpx.AsyncBaseTransport,
+        reread: Callable[[], Settings],
+        redact: Redactor,
     ) -> None:
         self._settings = settings
         self._app = app
         self._calls = calls
         self._transport = transport
-        self._redact = Redactor(settings.secrets())
-        self._providers: dict[str, Provider] = {}
-        self._pools: dict[str, KeyPool] = {}
+        self._reread = reread
+        self._redact = redact
+        self._line = Line()
+        self._demo: str | None = None
+        self._claims: Claims | None = None
+        self._windows: dict[str, Mapping[str, int]] = {}
 
     async def open(self, stack: AsyncExitStack) -> None:
         """Open everything, each in the order in which it needs the ones before."""
         settings, keeps = self._settings, self._settings.telemetry.keeps
         stack.push_async_callback(self._transport.aclose)
-        await self._find_providers(stack)
+        configured = await self._find_providers(stack)
         self._store = Store(
-            settings.telemetry.database_url if keeps else None,
-            windows={name: each.dialect.windows for name, each in self._providers.items()},
+            settings.telemetry.database_url if keeps else None, windows=self._windows
         )
         stack.push_async_callback(self._store.close)
         await self._open_store()
-        self._prices = Prices(
-            settings.prices,
-            {name: _catalogue(each) for name, each in self._providers.items()},
-            frozenset(n for n, each in self._providers.items() if each.dialect.name == "ollama"),
-        )
+        self._prices = Prices({}, {})
         self._recording = Recording(
             self._prices,
             self._store.write,
@@ -144,18 +159,69 @@ class _Gateway:
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
         stack.push_async_callback(self._recording.writer.drain, DRAIN_SECONDS)
         self._lists = ModelLists(
-            self._providers.values(),
+            (),
             self._transport,
             key=self._key_to_ask_with,
             refused=self._refused,
             updated=self._recording.keep,
         )
-        self._relay = self._calls.relay = self._build_relay(tasks)
+        self._builder = Builder(
+            listed=self._lists.find,
+            names=self._lists.names,
+            cost=self._cost,
+            changed=self._learnt,
+            released=self._line.nudge,
+        )
+        self._relay = self._calls.relay = self._build_relay(tasks, configured)
+        self._configure(settings, self._relay.routes)
+        await self._restore()
+        await self._share(stack)
         self._start_loops(stack, tasks)
         self._add_routes()
+        self._app.state.reload = self.reload
         self._app.state.example_model = await self._example()
 
-    async def _find_providers(self, stack: AsyncExitStack) -> None:
+    def reload(self) -> dict[str, Any]:
+        """Read the configuration again and go by it from the next request on.
+
+        It is checked first and taken whole: ConfigError leaves everything as it was. Calls under
+        way go on, and what was learnt stays. The sections of ``FIXED`` need a restart.
+        """
+        settings = self._reread()
+        fixed = [name for name in FIXED if getattr(settings, name) != getattr(self._settings, name)]
+        configured = self._placed(dict(settings.providers))
+        if not configured:
+            raise ConfigError(["providers: none is left; a gateway needs one"])
+        self._redact.learn(settings.secrets())
+        routes = self._builder.routes(settings, configured, self._relay.routes)
+        kept = {name: getattr(self._settings, name) for name in FIXED}
+        self._settings = settings.model_copy(update=kept)
+        self._configure(self._settings, routes)
+        _log.info("the configuration was read again")
+        return {
+            "reloaded": True,
+            "restart_needed": fixed,
+            "warnings": list(settings.warnings),
+        }
+
+    def _configure(self, settings: Settings, routes: Routes) -> None:
+        """Everything that goes by the providers goes by these."""
+        providers = routes.providers
+        self._windows.clear()
+        self._windows.update({name: each.dialect.windows for name, each in providers.items()})
+        self._prices.configure(
+            settings.prices,
+            {name: _catalogue(each) for name, each in providers.items()},
+            frozenset(n for n, each in providers.items() if each.dialect.name == "ollama"),
+        )
+        self._lists.replace(providers.values())
+        self._relay.routes = routes
+        self._app.state.providers = [
+            (name, sum(key.secret is not None for key in pool.keys))
+            for name, pool in routes.pools.items()
+        ]
+
+    async def _find_providers(self, stack: AsyncExitStack) -> dict[str, ProviderSettings]:
         """The configured providers; where there are none, an Ollama that answers, or the demo."""
         configured = dict(self._settings.providers)
         if not configured and self._settings.file is None:
@@ -167,17 +233,19 @@ class _Gateway:
         if any(each.type == "demo" for each in configured.values()):
             demo = DemoServer()
             stack.push_async_callback(demo.close)
-            address = await demo.start()
-            configured = {
-                name: ProviderSettings(type="demo", base_url=address)
-                if each.type == "demo"
-                else each
-                for name, each in configured.items()
-            }
-        for name, each in configured.items():
-            self._providers[name] = _provider(name, each)
-            self._pools[name] = KeyPool(name, _keys(each))
-        self._app.state.providers = [(name, len(each.keys)) for name, each in configured.items()]
+            self._demo = await demo.start()
+        return self._placed(configured)
+
+    def _placed(self, configured: dict[str, ProviderSettings]) -> dict[str, ProviderSettings]:
+        """The providers with the demo's address, which is known once it runs."""
+        if self._demo is None and any(each.type == "demo" for each in configured.values()):
+            raise ConfigError(["providers.demo: starts with the gateway; restart it"])
+        return {
+            name: ProviderSettings(type="demo", base_url=self._demo)
+            if each.type == "demo"
+            else each
+            for name, each in configured.items()
+        }
 
     async def _open_store(self) -> None:
         """A database that cannot be opened now is no reason not to serve; a newer one is."""
@@ -189,21 +257,37 @@ class _Gateway:
         except StoreError as error:
             _log.error("%s; serving without it, and trying again", error)
 
-    def _build_relay(self, tasks: asyncio.TaskGroup) -> Relay:
+    async def _restore(self) -> None:
+        """Go on with what was learnt before; without a database, start knowing nothing."""
+        if self._settings.telemetry.keeps:
+            with suppress(StoreError):
+                async with self._store.reader() as connection:
+                    await restore(connection, self._relay.routes.pools)
+
+    async def _share(self, stack: AsyncExitStack) -> None:
+        """Learn together with the other gateways, where a shared state is configured."""
+        state = self._settings.state
+        if state.url is None:
+            return
+        shared = self._shared = Shared(
+            state.url,
+            prefix=state.prefix,
+            changed=lambda rests: claims.heard(rests),
+            away=lambda nodes: claims.away(nodes),
+            back=lambda: claims.back(),
+        )
+        claims = self._claims = Claims(shared, lambda: self._relay.routes.pools)
+        self._relay.claims = claims
+        stack.push_async_callback(shared.close)
+        await shared.open()
+
+    def _build_relay(
+        self, tasks: asyncio.TaskGroup, configured: Mapping[str, ProviderSettings]
+    ) -> Relay:
         settings = self._settings
-        aliases = {
-            name: AliasRoute(tuple(map(_target, alias.targets)), alias.rewrite_model)
-            for name, alias in settings.models.items()
-        }
         return Relay(
-            planner=Planner(
-                self._providers,
-                aliases,
-                self._lists.find,
-                lambda: [*aliases, *self._lists.names()],
-            ),
-            providers=self._providers,
-            pools=self._pools,
+            routes=self._builder.routes(settings, configured),
+            line=self._line,
             transport=self._transport,
             books=Books(
                 self._recording.call,
@@ -216,27 +300,29 @@ class _Gateway:
             ),
             start=tasks.create_task,
             refresh_models=self._refresh_models,
-            parked=self._recording.parked,
             broken=self._recording.broken,
         )
 
     def _start_loops(self, stack: AsyncExitStack, tasks: asyncio.TaskGroup) -> None:
         """What runs beside the requests. All but the writer are cancelled at the end."""
         tasks.create_task(self._guard(self._recording.writer.run))
-        loops: list[Callable[[], Awaitable[None]]] = [self._refresh_models]
+        loops: list[Callable[[], Awaitable[None]]] = [self._refresh_models, self._probe]
         if self._settings.telemetry.keeps:
             sampler = HostSampler(
                 self._recording.keep,
                 lambda: (self._relay.in_flight, self._recording.writer.depth),
             )
-            loops += [sampler.run, self._retain]
+            loops += [sampler.run, self._retain, self._publish_counts]
+        if self._shared is not None:
+            loops += [self._shared.run, self._shared.listen]
         for loop in loops:
             stack.callback(tasks.create_task(self._guard(loop)).cancel)
 
     def _add_routes(self) -> None:
         app = self._app
         app.state.broken = self._recording.broken
-        app.include_router(models_router(self._settings.models, self._lists.all))
+        app.include_router(models_router(lambda: self._settings.models, self._lists.all))
+        app.include_router(admin_router(self._steer, self.reload))
         app.include_router(health_router(lambda: app.state.ready))
         app.include_router(stats_router(self._store, self._recorder, self._key_states))
 
@@ -253,6 +339,26 @@ class _Gateway:
             with suppress(StoreError):
                 await retention.run(self._store, self._settings.telemetry.retention_days)
             await asyncio.sleep(RETENTION_SECONDS)
+
+    async def _publish_counts(self) -> None:
+        """Let the database know what the configured limits have counted, where that has changed."""
+        known: list[CountRecord] = []
+        while True:
+            await asyncio.sleep(COUNTS_SECONDS)
+            found = [each for pool in self._relay.routes.pools.values() for each in counts(pool)]
+            for each, before in zip_longest(found, known):
+                if each is not None and not _same(each, before):
+                    self._recording.keep(each)
+            known = found
+
+    async def _probe(self) -> None:
+        """Where it is wanted: ask providers whose breakers are open for their lists, which costs
+        nothing. One that answers may be tried again at once."""
+        while seconds := self._settings.routing.probe:
+            await asyncio.sleep(seconds)
+            for name, pool in self._relay.routes.pools.items():
+                if pool.health.troubled() and await self._lists.reached(name):
+                    pool.health.relieve(monotonic())
 
     async def _refresh_models(self) -> None:
         await self._lists.all()
@@ -274,18 +380,40 @@ class _Gateway:
     # What the model lists and the statistics ask for.
 
     def _key_to_ask_with(self, provider: str) -> tuple[str, str] | None:
-        key = self._pools[provider].healthy(monotonic())
+        key = self._relay.routes.pools[provider].healthy(monotonic())
         return (key.name, key.secret) if key is not None and key.secret is not None else None
 
     def _refused(self, provider: str, name: str) -> None:
         """A provider answered 401 to the key with which its list was asked for."""
-        pool, reason = self._pools[provider], ErrorReason.AUTHENTICATION
-        verdict = judge(Fault(reason, "the provider refused the key"))
-        for key in pool.keys:
-            if key.name == name:
-                parked = pool.park(key, "", verdict, reason, monotonic())
-                if parked is not None:
-                    self._recording.parked(provider, parked, "local")
+        pool, reason = self._relay.routes.pools[provider], ErrorReason.AUTHENTICATION
+        key = pool.key(name)
+        if key is not None:
+            verdict = judge(Fault(reason, "the provider refused the key"))
+            pool.park(key, "", verdict, reason, monotonic())
+
+    def _learnt(self, event: Event) -> None:
+        self._recording.learnt(event)
+        if self._claims is not None:
+            self._claims.tell(event)
+        self._line.nudge()
+
+    def _cost(self, target: Target, given: int, made: int) -> int | None:
+        usage = Usage(input_tokens=given, output_tokens=made, total_tokens=given + made)
+        quote = self._prices.quote(target.provider, target.model, usage)
+        return None if quote is None else quote.cost_nano_usd
+
+    def _steer(self, provider: str, name: str, order: str) -> dict[str, Any] | None:
+        """Do to a key as an operator says; how it is then, None if there is no such key."""
+        pool = self._relay.routes.pools.get(provider)
+        key = None if pool is None else pool.key(name)
+        if pool is None or key is None or key.secret is None:
+            return None
+        if order == "reset":
+            pool.reset(key)
+        else:
+            pool.switch(name, disabled=order == "disable")
+        [state] = [each for each in states(pool, monotonic(), now_ms()) if each["name"] == name]
+        return shown(state)
 
     def _recorder(self) -> dict[str, Any]:
         status = self._recording.writer.status()
@@ -294,31 +422,8 @@ class _Gateway:
 
     def _key_states(self) -> list[dict[str, Any]]:
         now, at = monotonic(), now_ms()
-        return [state for pool in self._pools.values() for state in pool.states(now, at)]
-
-
-def _provider(name: str, settings: ProviderSettings) -> Provider:
-    kind = "openai" if settings.type == "demo" else settings.type
-    return Provider.of(
-        name,
-        DIALECTS[kind],
-        base_url=settings.base_url,
-        account_id=settings.account_id,
-        connect=settings.timeouts.connect,
-        first_byte=settings.timeouts.first_byte,
-        idle=settings.timeouts.idle,
-        include_usage=settings.include_usage,
-    )
-
-
-def _keys(settings: ProviderSettings) -> list[Key]:
-    """The provider's keys; one without a secret stands for a provider that needs none."""
-    if not settings.keys:
-        return [Key("none", None, "none")]
-    return [
-        Key(key.name, key.value.get_secret_value(), key.quota_group, key.weight)
-        for key in settings.keys
-    ]
+        pools = self._relay.routes.pools.values()
+        return [state for pool in pools for state in states(pool, now, at)]
 
 
 def _catalogue(provider: Provider) -> str | None:
@@ -328,6 +433,6 @@ def _catalogue(provider: Provider) -> str | None:
     return provider.base_url if provider.base_url.startswith("https://") else None
 
 
-def _target(name: str) -> Target:
-    provider, _, model = name.partition("/")
-    return Target(provider, model)
+def _same(count: CountRecord, before: CountRecord | None) -> bool:
+    """Whether a count has not changed but for the time."""
+    return before is not None and replace(before, at=count.at, reset=count.reset) == count

@@ -8,12 +8,13 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 
-from proxy.clock import monotonic, now_ms
+from proxy.clock import now_ms
+from proxy.learnt import records, told
 from proxy.metering.pricing import Prices
 from proxy.metering.writer import BatchWriter
 from proxy.redact import shorten
-from proxy.routing.keypool import Parked
-from proxy.types import CallRecord, CooldownRecord, FaultRecord, ModelInfo, Source, Usage
+from proxy.routing.keypool import Event
+from proxy.types import CallRecord, FaultRecord, ModelInfo, Usage
 
 _log = logging.getLogger("tollkeeper")
 
@@ -50,27 +51,11 @@ class Recording:
         self._log_request(record)
         self.keep(record)
 
-    def parked(self, provider: str, parked: Parked, source: Source) -> None:
-        """A key has been told to rest; ``source`` is who said for how long."""
-        rest, key, at = parked.rest, parked.key, now_ms()
-        seconds = rest.until - monotonic()
-        model = f", {parked.model}" if parked.model else ""
-        _log.warning(
-            "%s: key %s rests for %.0f s (%s%s)", provider, key.name, seconds, rest.reason, model
-        )
-        self.keep(
-            CooldownRecord(
-                provider=provider,
-                model=parked.model,
-                key_id=key.name,
-                account=key.quota_group,
-                until=at + round(seconds * 1000),
-                reason=str(rest.reason),
-                backoff_count=rest.count,
-                at=at,
-                source=source,
-            )
-        )
+    def learnt(self, event: Event) -> None:
+        """A key pool has changed what it does."""
+        _log.warning("%s", told(event))
+        for record in records(event):
+            self.keep(record)
 
     def broken(self, exc: BaseException, request_id: str | None, endpoint: str | None) -> None:
         """A fault of our own: told in the log, and kept with its stack."""

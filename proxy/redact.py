@@ -75,7 +75,12 @@ class Redactor:
     """
 
     def __init__(self, secrets: Iterable[str]) -> None:
-        forms: set[str] = set()
+        self._forms: set[str] = set()
+        self.learn(secrets)
+
+    def learn(self, secrets: Iterable[str]) -> None:
+        """Replace these, too."""
+        forms = self._forms
         for secret in secrets:
             plain = secret.strip()
             forms |= {plain, quote(plain, safe=""), json.dumps(plain)[1:-1]}

@@ -12,21 +12,22 @@ from proxy.types import ModelInfo
 
 
 def models_router(
-    aliases: Iterable[str], listed: Callable[[], Awaitable[list[ModelInfo]]]
+    aliases: Callable[[], Iterable[str]], listed: Callable[[], Awaitable[list[ModelInfo]]]
 ) -> APIRouter:
     """``GET /v1/models`` and ``GET /v1/models/{id}``; an id may hold slashes."""
     router = APIRouter()
-    own = [
-        {"id": name, "object": "model", "created": 0, "owned_by": "tollkeeper"} for name in aliases
-    ]
+
+    def own() -> list[dict[str, Any]]:
+        entry = {"object": "model", "created": 0, "owned_by": "tollkeeper"}
+        return [{"id": name, **entry} for name in aliases()]
 
     @router.get("/v1/models")
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": own + [_entry(model) for model in await listed()]}
+        return {"object": "list", "data": own() + [_entry(model) for model in await listed()]}
 
     @router.get("/v1/models/{name:path}")
     async def model(name: str) -> dict[str, Any]:
-        for entry in own:
+        for entry in own():
             if entry["id"] == name:
                 return entry
         for each in await listed():

@@ -160,6 +160,16 @@ class Prices:
         references: Mapping[str, str | None],
         free: frozenset[str] = frozenset(),
     ) -> None:
+        self._lock = asyncio.Lock()
+        self.configure(table, references, free)
+
+    def configure(
+        self,
+        table: Mapping[str, Price],
+        references: Mapping[str, str | None],
+        free: frozenset[str] = frozenset(),
+    ) -> None:
+        """Go by these from now on; the catalogue is asked anew."""
         self._exact: dict[str, Rates] = {}
         self._globs: list[tuple[re.Pattern[str], Rates]] = []
         for key, price in sorted(table.items(), key=lambda item: -len(item[0])):
@@ -171,7 +181,6 @@ class Prices:
         self._references = references
         self._free = free
         self._known: dict[Pair, tuple[Rates | None, float]] = {}  # rates, good until
-        self._lock = asyncio.Lock()
 
     def quote(self, provider: str, model: str, usage: Usage | None) -> Quote | None:
         """The cost of a call; None while the catalogue has yet to be asked for this model.
@@ -211,7 +220,7 @@ class Prices:
             due = [pair for pair in dict.fromkeys([*pairs, *stale]) if self._is_due(pair, now)]
             if not due:
                 return
-            asked = [(self._references[provider] or "", model) for provider, model in due]
+            asked = [(self._references.get(provider) or "", model) for provider, model in due]
             try:
                 answers = await look_up(asked)
                 until = monotonic() + _FRESH

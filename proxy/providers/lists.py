@@ -35,12 +35,24 @@ class ModelLists:
         refused: Callable[[str, str], None],
         updated: Callable[[list[ModelInfo]], None],
     ) -> None:
-        self._shelves = [_Shelf(provider) for provider in providers]
+        self._shelves: list[_Shelf] = []
+        self.replace(providers)
         self._transport = transport
         self._key = key
         self._refused = refused
         self._updated = updated
         self._lock = asyncio.Lock()
+
+    def replace(self, providers: Iterable[Provider]) -> None:
+        """Ask these from now on; the list of a provider that is still the same stays."""
+        known = {shelf.provider.name: shelf for shelf in self._shelves}
+        self._shelves = []
+        for provider in providers:
+            shelf = known.get(provider.name)
+            if shelf is None or shelf.provider.base_url != provider.base_url:
+                shelf = _Shelf(provider)
+            shelf.provider = provider
+            self._shelves.append(shelf)
 
     async def all(self) -> list[ModelInfo]:
         """Every model, in the order of the configuration; fetches what is too old. Never raises."""

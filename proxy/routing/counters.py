@@ -12,12 +12,13 @@ from datetime import tzinfo
 
 import msgspec
 
-from proxy.routing.limits import Counter, Daily, Limit, Slots, Told, Sliding, told
+from proxy.routing.limits import Counter, Daily, Limit, Sliding, Slots, Told, read_headers
 
 _MOST = 4096  # (key, model) pairs and limits held; clients may name any model
 
 Owner = tuple[str, str, str]
-"""Whose use is counted: the key's name or "", its quota group, and the model or "" for all."""
+"""Whose use is counted: the key's name ("" for all of the group), its quota group, and the model
+("" for all)."""
 
 
 class Allowance(msgspec.Struct, frozen=True):
@@ -68,7 +69,7 @@ class Counters:
 
     def hear(self, group: str, model: str, headers: Sequence[tuple[bytes, bytes]], now: float) -> None:
         """Learn from the headers of an answer."""
-        for kind, limit, remaining, reset in told(headers):
+        for kind, limit, remaining, reset in read_headers(headers):
             known = self._told.get((group, model))
             if known is None:
                 if len(self._told) >= _MOST:
@@ -100,6 +101,29 @@ class Counters:
             for (owner, _), counter in self._counters.items()
             if isinstance(counter, Slots)
         )
+
+    def told(self, group: str) -> Iterator[tuple[str, Told]]:
+        """What a provider told of a group's limits, by model."""
+        return (
+            (model, each)
+            for (name, model), kinds in self._told.items()
+            if name == group
+            for each in kinds.values()
+        )
+
+    def limits(self, seconds: int) -> bool:
+        """Whether any limit over so many seconds is configured."""
+        each = self._allowances
+        configured = [*each.keys.values(), *each.groups.values(), *each.models.values()]
+        return any(limit.seconds == seconds for one in configured for limit in one.limits)
+
+    def replay(
+        self, seconds: int, owner: Owner, when: float, requests: int, tokens: int
+    ) -> None:
+        """Count what was used before this process began; ``owner`` names key, group and model."""
+        for counter in self.of(*owner):
+            if isinstance(counter, Sliding) and counter.limit.seconds == seconds:
+                counter.add(when, tokens if counter.limit.kind == "tokens" else requests)
 
     def block(self, name: str, until: float) -> None:
         """Another gateway has used up what this window allows."""

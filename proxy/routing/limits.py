@@ -129,11 +129,6 @@ class Sliding:
                 self.used += change
                 return
 
-    def restore(self, now: float, used: Iterable[tuple[float, int]]) -> None:
-        """Take up counts from before a restart: how many seconds ago, and how many."""
-        for age, count in sorted(used, reverse=True):
-            self.add(now - age, count)
-
     def inherit(self, other: Sliding) -> None:
         """Go on with the counts of a window of the same length and another limit."""
         self.used, self._counts = other.used, other._counts
@@ -176,10 +171,6 @@ class Daily(Sliding):
         self._forget(when)
         if when >= self._begins:
             self.used = max(0, self.used + count)
-
-    def restore(self, now: float, used: Iterable[tuple[float, int]]) -> None:
-        self._forget(now)
-        super().restore(now, used)
 
     def inherit(self, other: Sliding) -> None:
         if isinstance(other, Daily):
@@ -234,23 +225,32 @@ class Told:
     admitted long before (https://console.groq.com/docs/rate-limits).
     """
 
-    __slots__ = ("_at", "_kind", "_limit", "_remaining", "_reset", "_sent")
+    __slots__ = ("_at", "_limit", "_remaining", "_reset", "_sent", "kind")
 
     def __init__(self, kind: Literal["requests", "tokens"]) -> None:
-        self._kind = kind
+        self.kind = kind
         self._limit = self._remaining = self._sent = 0
         self._at = self._reset = 0.0
 
     @property
     def why(self) -> str:
-        return f"the provider told that {self._remaining} of {self._limit} {self._kind} remain"
+        return f"the provider told that {self._remaining} of {self._limit} {self.kind} remain"
 
     def hear(self, limit: int, remaining: int, reset: float, now: float) -> None:
         self._limit, self._remaining, self._reset = limit, min(remaining, limit), reset
         self._at, self._sent = now, 0
 
+    def now(self, now: float) -> tuple[int, int, float] | None:
+        """The limit, what of it is used by now, and the seconds until it is whole; None: untold."""
+        if not self._limit:
+            return None
+        left = self._reset - (now - self._at)
+        spent = self._limit - self._remaining
+        used = spent * left / self._reset if left > 0 and self._reset else 0.0
+        return self._limit, min(self._limit, math.ceil(used) + self._sent), max(0.0, left)
+
     def wait(self, now: float, tokens: int) -> float:
-        cost = min(tokens, self._limit) if self._kind == "tokens" else 1
+        cost = min(tokens, self._limit) if self.kind == "tokens" else 1
         lacking = cost - (self._remaining - self._sent)
         if lacking <= 0:
             return 0.0
@@ -260,16 +260,16 @@ class Told:
         return max(0.0, min(lacking * self._reset / spent, self._reset) - passed)
 
     def take(self, now: float, tokens: int) -> None:
-        self._sent += tokens if self._kind == "tokens" else 1
+        self._sent += tokens if self.kind == "tokens" else 1
 
     def ended(self, taken: float, expected: int, used: int | None) -> None:
         pass  # the answer has told
 
     def undone(self, taken: float, expected: int) -> None:
-        self._sent -= expected if self._kind == "tokens" else 1
+        self._sent -= expected if self.kind == "tokens" else 1
 
 
-def told(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[str, int, int, float]]:
+def read_headers(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[str, int, int, float]]:
     """Kind, limit, what remains, and seconds until the limit is whole again, where all are told."""
     fields = dict(headers)
     found = []

@@ -50,6 +50,10 @@ class Planner:
             return Plan(model, (Target(found, model),))
         raise self._unknown(model)
 
+    def alias(self, name: str) -> Alias | None:
+        """A configured alias."""
+        return self._aliases.get(name)
+
     def served(self, plan: Plan, target: Target, demand: Demand, now: float) -> None:
         """A target of a plan has served."""
         if plan.alias is not None:

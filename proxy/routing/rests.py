@@ -70,7 +70,7 @@ class Rests:
         count = 1 if old is None else old.count + (not resting)
         if seconds is None:
             seconds = KEY_SECONDS if place[0] == "key" else BACKOFF[min(count, len(BACKOFF)) - 1]
-        rest = Rest(now + min(seconds, self.longest), reason, count, _state(place, reason))
+        rest = Rest(now + min(seconds, self.longest), reason, count, state_of(place, reason))
         if probe_after is not None and probe_after < seconds:
             rest.probe_at, rest.probe_wait = now + probe_after, probe_after
         if old is not None and resting and old.until >= rest.until:
@@ -137,7 +137,8 @@ def places(key: str, group: str, model: str) -> tuple[Place, ...]:
     return found if family == model else (*found, ("group", group, f"*:{family}"))
 
 
-def _state(place: Place, reason: ErrorReason) -> State:
+def state_of(place: Place, reason: ErrorReason) -> State:
+    """How a person would call it: a key that is refused is out, a day's quota exhausted."""
     if place[0] == "key":
         return "disabled"
     return "exhausted" if reason in _EXHAUSTED else "cooling"

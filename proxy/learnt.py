@@ -1,0 +1,163 @@
+"""What the key pools have learnt, as records for the database and back from it at a start."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from proxy.clock import monotonic, now_ms
+from proxy.errors import ErrorReason
+from proxy.routing.health import Turned
+from proxy.routing.keypool import Event, KeyPool, Lifted, Parked, Switched
+from proxy.routing.limits import DAY, MINUTE
+from proxy.routing.rests import Place, Rest, state_of
+from proxy.store import breakers, rests
+from proxy.store.engine import Reader
+from proxy.store.usage import used
+from proxy.types import BreakerRecord, CooldownRecord, CountRecord, SwitchRecord
+
+Record = CooldownRecord | SwitchRecord | BreakerRecord
+
+
+def told(event: Event) -> str:
+    """One line for the log."""
+    match event:
+        case Parked(provider=provider, key=key, place=(kind, name, models), rest=rest):
+            who = {"group": f"quota group {name}", "key": f"key {name}", "target": "it"}[kind]
+            of = f", {models}" if models else ""
+            seconds = rest.until - monotonic()
+            return (
+                f"{provider}: key {key.name} was refused; {who} rests for {seconds:.0f} s"
+                f" ({rest.reason}{of})"
+            )
+        case Turned(provider=provider, model=model, transition=turn):
+            state = turn.to_state.replace("_", "-")
+            return f"{provider}/{model}: the breaker is {state} ({turn.reason})"
+        case Lifted(provider=provider, places=places):
+            names = ", ".join(name or "all keys" for _, name, _ in places)
+            return f"{provider}: {names} rests no more"
+        case Switched(provider=provider, key=key):
+            return f"{provider}: key {key.name} was {'dis' if key.disabled else 'en'}abled"
+
+
+def records(event: Event) -> Iterator[Record]:
+    """The rows that follow from an event."""
+    now, at = monotonic(), now_ms()
+    match event:
+        case Parked(provider=provider, key=key, place=place, rest=rest, source=source):
+            key_id, account = _owner(place)
+            yield CooldownRecord(
+                provider=provider,
+                model=place[2],
+                key_id=key_id,
+                account=account,
+                until=_instant(rest.until, now, at),
+                reason=str(rest.reason),
+                backoff_count=rest.count,
+                at=at,
+                source=source,
+                probe_at=None if rest.probe_at is None else _instant(rest.probe_at, now, at),
+            )
+        case Lifted(provider=provider, places=places):
+            for place in places:
+                key_id, account = _owner(place)
+                yield CooldownRecord(
+                    provider, place[2], key_id, account, at, None, 0, at, replaces=True
+                )
+        case Switched(provider=provider, key=key):
+            yield SwitchRecord(provider, key.name, key.quota_group, key.disabled, at)
+        case Turned(provider=provider, model=model, transition=turn):
+            yield BreakerRecord(
+                provider=provider,
+                model=model,
+                from_state=turn.from_state,
+                to_state=turn.to_state,
+                reason=turn.reason,
+                until=None if turn.until is None else _instant(turn.until, now, at),
+                openings=turn.openings,
+                at=at,
+            )
+
+
+def counts(pool: KeyPool) -> Iterator[CountRecord]:
+    """What the configured limits of a provider have counted."""
+    now, at = monotonic(), now_ms()
+    for (key, group, model), window in pool.counters.windows():
+        resets = window.resets(now)
+        yield CountRecord(
+            provider=pool.provider,
+            model=model,
+            key_id=key,
+            account=group,
+            limit_type=window.limit.type,
+            limit=window.limit.amount,
+            used=window.used,
+            window_seconds=window.limit.seconds,
+            reset=at + round(resets * 1000) if resets else None,
+            at=at,
+        )
+    for (key, group, model), slots in pool.counters.slots():
+        yield CountRecord(
+            provider=pool.provider,
+            model=model,
+            key_id=key,
+            account=group,
+            limit_type="concurrent",
+            limit=slots.amount,
+            used=slots.used,
+            window_seconds=None,
+            reset=None,
+            at=at,
+        )
+
+
+async def restore(connection: Reader, pools: Mapping[str, KeyPool]) -> None:
+    """Let the pools go on where the database says that they were."""
+    now, at = monotonic(), now_ms()
+    for record in await rests.load_cooldowns(connection, at):
+        pool = pools.get(record.provider)
+        if pool is not None:
+            place, rest = _rest(record, now, at)
+            pool.rests.keep(place, rest, now)
+    for provider, key in await rests.load_switches(connection):
+        if provider in pools:
+            pools[provider].switch(key, disabled=True)
+    for turn in await breakers.load(connection):
+        pool = pools.get(turn.provider)
+        if pool is None:
+            continue
+        over = turn.until is None or turn.until <= at
+        until = 0.0 if turn.until is None else now + (turn.until - at) / 1000
+        breaker = pool.health.breaker(turn.model)
+        breaker.restore("half_open" if over else "open", until, turn.openings)
+    for pool in pools.values():
+        for seconds in (MINUTE, DAY):
+            if pool.counters.limits(seconds):
+                for use in await used(connection, pool.provider, seconds, at):
+                    owner = (use.key_id or "none", use.account or "none", use.model)
+                    when = now - (at - use.timestamp) / 1000
+                    pool.counters.replay(seconds, owner, when, use.requests, use.tokens)
+
+
+def _owner(place: Place) -> tuple[str, str]:
+    """The columns ``key_id`` and ``account`` of a place."""
+    kind, name, _ = place
+    return {"group": ("", name), "key": (name, ""), "target": ("", "")}[kind]
+
+
+def _rest(record: CooldownRecord, now: float, at: int) -> tuple[Place, Rest]:
+    place: Place = ("target", "", record.model)
+    if record.key_id:
+        place = ("key", record.key_id, "")
+    elif record.account:
+        place = ("group", record.account, record.model)
+    until = now + (record.until - at) / 1000
+    reason = ErrorReason(record.reason or ErrorReason.RATE_LIMIT)
+    rest = Rest(until, reason, record.backoff_count, state_of(place, reason))
+    if record.probe_at is not None:
+        rest.probe_at = now + (record.probe_at - at) / 1000
+        rest.probe_wait = max(1.0, (record.probe_at - record.at) / 1000)
+    return place, rest
+
+
+def _instant(moment: float, now: float, at: int) -> int:
+    return at + round((moment - now) * 1000)

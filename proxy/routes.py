@@ -1,0 +1,162 @@
+"""From the settings to who may serve: providers, key pools, aliases. Also what a reload swaps."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Mapping
+
+from proxy.clock import now_ms
+from proxy.providers import DIALECTS
+from proxy.providers.base import Provider
+from proxy.relay.relay import Routes
+from proxy.routing.alias import Alias, Candidate, Cost
+from proxy.routing.breaker import BreakerRules
+from proxy.routing.counters import Allowance, Allowances, Counters
+from proxy.routing.keypool import Event, Key, KeyPool
+from proxy.routing.limits import DAY, MINUTE, Limit
+from proxy.routing.planner import Planner
+from proxy.routing.retries import RetryBudget
+from proxy.schema import Alias as AliasSettings
+from proxy.schema import LimitSettings, ProviderSettings, RoutingSettings, Settings
+from proxy.types import Target
+
+
+class Builder:
+    """Makes routes of settings, and keeps what was learnt from one time to the next.
+
+    ``listed`` and ``names`` are the model lists', ``cost`` the prices'; ``changed`` hears what the
+    pools learn, and ``released`` of every lease that has ended.
+    """
+
+    def __init__(
+        self,
+        *,
+        listed: Callable[[str], str | None],
+        names: Callable[[], Iterable[str]],
+        cost: Cost,
+        changed: Callable[[Event], None],
+        released: Callable[[], None],
+    ) -> None:
+        self._listed = listed
+        self._names = names
+        self._cost = cost
+        self._changed = changed
+        self._released = released
+
+    def routes(
+        self,
+        settings: Settings,
+        configured: Mapping[str, ProviderSettings],
+        before: Routes | None = None,
+    ) -> Routes:
+        """The routes of the settings; ``configured`` are the providers, with their addresses.
+
+        The pools of ``before`` go on where the provider is still the same.
+        """
+        providers = {name: provider(name, each) for name, each in configured.items()}
+        pools = {}
+        for name, each in configured.items():
+            pools[name] = self._pool(providers[name], each, settings.routing, before)
+        aliases = {
+            name: self._alias(alias, pools, before.planner.alias(name) if before else None)
+            for name, alias in settings.models.items()
+        }
+        budget = settings.routing.retry_budget
+        return Routes(
+            planner=Planner(
+                providers, aliases, self._listed, lambda: [*aliases, *self._names()]
+            ),
+            providers=providers,
+            pools=pools,
+            retries=RetryBudget(budget.ratio, budget.minimum),
+            max_wait=settings.routing.max_wait,
+        )
+
+    def _pool(
+        self,
+        provider: Provider,
+        settings: ProviderSettings,
+        routing: RoutingSettings,
+        before: Routes | None,
+    ) -> KeyPool:
+        known = before.providers.get(provider.name) if before else None
+        if before and known and known.base_url == provider.base_url:
+            pool = before.pools[provider.name]
+        else:
+            pool = KeyPool(
+                provider.name,
+                (),
+                Counters(provider.dialect.day, lambda: now_ms() / 1000),
+                chance=random.random,
+                changed=self._changed,
+                released=self._released,
+            )
+        rules = BreakerRules(**routing.breaker.model_dump())
+        pool.configure(_keys(settings), settings.strategy, rules, routing.max_cooldown)
+        pool.counters.configure(_allowances(settings))
+        return pool
+
+    def _alias(
+        self, settings: AliasSettings, pools: Mapping[str, KeyPool], before: Alias | None
+    ) -> Alias:
+        alias = Alias(
+            [Candidate(_target(t.target), t.tier, t.weight) for t in settings.targets],
+            settings.strategy,
+            rewrite_model=settings.rewrite_model,
+            context_window=tuple(map(_target, settings.context_window_fallbacks)),
+            content_filter=tuple(map(_target, settings.content_filter_fallbacks)),
+            pools=pools,
+            cost=self._cost,
+            chance=random.random,
+        )
+        if before is not None:
+            alias.sessions = before.sessions
+        return alias
+
+
+def provider(name: str, settings: ProviderSettings) -> Provider:
+    """One provider as it is configured."""
+    kind = "openai" if settings.type == "demo" else settings.type
+    return Provider.of(
+        name,
+        DIALECTS[kind],
+        base_url=settings.base_url,
+        account_id=settings.account_id,
+        connect=settings.timeouts.connect,
+        first_byte=settings.timeouts.first_byte,
+        idle=settings.timeouts.idle,
+        include_usage=settings.include_usage,
+    )
+
+
+def _keys(settings: ProviderSettings) -> list[Key]:
+    """The provider's keys; one without a secret stands for a provider that needs none."""
+    if not settings.keys:
+        return [Key("none", None, "none")]
+    return [
+        Key(key.name, key.value.get_secret_value(), key.quota_group, key.weight)
+        for key in settings.keys
+    ]
+
+
+def _allowances(settings: ProviderSettings) -> Allowances:
+    return Allowances(
+        keys={key.name: _allowance(key.limits) for key in settings.keys},
+        groups={name: _allowance(each) for name, each in settings.limits.groups.items()},
+        models={name: _allowance(each) for name, each in settings.limits.models.items()},
+    )
+
+
+def _allowance(settings: LimitSettings) -> Allowance:
+    amounts = [
+        (Limit("requests", settings.rpm, MINUTE) if settings.rpm else None),
+        (Limit("requests", settings.rpd, DAY) if settings.rpd else None),
+        (Limit("tokens", settings.tpm, MINUTE) if settings.tpm else None),
+        (Limit("tokens", settings.tpd, DAY) if settings.tpd else None),
+    ]
+    return Allowance(tuple(each for each in amounts if each is not None), settings.concurrency)
+
+
+def _target(name: str) -> Target:
+    provider, _, model = name.partition("/")
+    return Target(provider, model)
