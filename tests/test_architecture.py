@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 
 HOUSE = (
     "types errors config schema document mistakes discovery clock log redact",
-    "routing providers metering store observe",
+    "routing providers metering store observe sharing",
     "relay",
     "api",
     "app recording banner wire serve cli __main__",
@@ -41,6 +41,7 @@ FENCES = {
     "pydantic": "schema.py config.py mistakes.py serve.py api/stats.py",
     "pydantic_settings": "schema.py config.py",
     "pynvml": "observe/host.py",
+    "redis": "sharing/",
     "sqlalchemy": "store/",
     "starlette": "api/ app.py",
     "uvicorn": "serve.py wire.py",
