@@ -11,13 +11,13 @@ from msgspec.structs import replace
 
 from proxy.sharing.types import Rest, Settlement
 
-PLACES = 4096
+PLACES = 1024
 """How many rests, and how many lifts, are remembered; then the oldest goes."""
 
 SETTLEMENTS = 4096
 """How many settlements wait; then the oldest is lost."""
 
-BATCH = 200
+BATCH = 100
 """How many rests, and how many settlements, are sent at once: a round trip has its time limit."""
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
+from proxy.sharing import outbox
 from proxy.sharing import shared as module
 from proxy.sharing.types import Rest, WindowClaim
 from tests.redis_server import Server, keys_of, private_server
@@ -329,15 +330,16 @@ async def test_while_the_server_is_away_the_queues_stay_bounded(server: Server) 
     server.kill()
     node = Node(server.url)
     await node.shared.open()
-    for number in range(6000):
-        node.shared.rest(rest(f"place-{number}", node))
+    for number in range(outbox.SETTLEMENTS + 9):
+        node.shared.rest(rest(f"place-{number}", node, 60))
         node.shared.lift([f"lifted-{number}"])
         node.shared.settle("w", 60, None, 1, 1)
     box = node.shared._outbox
-    assert len(box._own) == len(box._unsent) == len(box._lifts) == len(box._offs) == 4096
+    assert len(box._own) == len(box._unsent) == len(box._lifts) == outbox.PLACES
+    assert len(box._offs) == outbox.SETTLEMENTS
     server.start()
     loop = asyncio.create_task(node.shared.run())
     await until(lambda: node.back and not box, 30)
-    assert len(node.places) == 4096
+    assert len(node.places) == outbox.PLACES
     loop.cancel()
     await node.shared.close()
