@@ -11,15 +11,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
+from itertools import zip_longest
 from typing import Any
 
 import httpx
 from fastapi import FastAPI
+from msgspec.structs import replace
 
 from proxy import __version__
 from proxy.api import errors as api_errors
+from proxy.api.admin import admin_router
 from proxy.api.auth import Door
 from proxy.api.health import health_router
 from proxy.api.models import models_router
@@ -27,32 +31,40 @@ from proxy.api.openai import RELAYED, Calls
 from proxy.api.stats import stats_router
 from proxy.clock import monotonic, now_ms
 from proxy.errors import ErrorReason
+from proxy.learnt import counts, restore
 from proxy.log import RequestLog
 from proxy.metering.meter import Books
 from proxy.metering.pricing import Prices
 from proxy.observe.host import HostSampler
-from proxy.providers import DIALECTS, ollama
-from proxy.providers.base import Provider
-from proxy.providers.demo import DemoServer
 from proxy.providers.lists import ModelLists
 from proxy.providers.transport import Transport
 from proxy.recording import Recording
 from proxy.redact import Redactor
-from proxy.relay.relay import Limits, Relay
+from proxy.relay.claims import Claims
+from proxy.relay.line import Line
+from proxy.relay.relay import Limits, Relay, Routes
 from proxy.relay.verdict import judge
-from proxy.routing.keypool import Key, KeyPool
-from proxy.routing.planner import AliasRoute, Planner
+from proxy.routes import Builder, catalogue
+from proxy.routing.keypool import Event
+from proxy.routing.states import states
 from proxy.schema import ProviderSettings, Settings
+from proxy.sharing.shared import Shared
+from proxy.steering import steer
 from proxy.store import retention
 from proxy.store.address import SchemaError, StoreError
 from proxy.store.engine import Store
-from proxy.types import Fault, Target
+from proxy.types import CountRecord, Fault, Target, Usage
+from proxy.upstreams import Upstreams
 
 DRAIN_SECONDS = 10.0
 """How long the writer may try to write what is left when the gateway stops."""
 
 EXAMPLE_SECONDS = 2.0
 RETENTION_SECONDS = 3600.0
+COUNTS_SECONDS = 0.5
+
+FIXED = ("server", "auth", "state", "telemetry")
+"""The sections that are read at the start alone."""
 
 _NO_CHAT = re.compile("embed|whisper|tts|audio|guard|image|rerank|veo|aqa", re.IGNORECASE)
 _log = logging.getLogger("tollkeeper")
@@ -134,15 +146,16 @@ class _Gateway:
         self._reread = reread
         self._redact = redact
         self._line = Line()
-        self._demo: str | None = None
+        self._upstreams = Upstreams(transport)
         self._claims: Claims | None = None
+        self._shared: Shared | None = None
         self._windows: dict[str, Mapping[str, int]] = {}
 
     async def open(self, stack: AsyncExitStack) -> None:
         """Open everything, each in the order in which it needs the ones before."""
         settings, keeps = self._settings, self._settings.telemetry.keeps
         stack.push_async_callback(self._transport.aclose)
-        configured = await self._find_providers(stack)
+        configured = await self._upstreams.find(settings, stack)
         self._store = Store(
             settings.telemetry.database_url if keeps else None, windows=self._windows
         )
@@ -189,9 +202,7 @@ class _Gateway:
         """
         settings = self._reread()
         fixed = [name for name in FIXED if getattr(settings, name) != getattr(self._settings, name)]
-        configured = self._placed(dict(settings.providers))
-        if not configured:
-            raise ConfigError(["providers: none is left; a gateway needs one"])
+        configured = self._upstreams.placed(settings)
         self._redact.learn(settings.secrets())
         routes = self._builder.routes(settings, configured, self._relay.routes)
         kept = {name: getattr(self._settings, name) for name in FIXED}
@@ -211,7 +222,7 @@ class _Gateway:
         self._windows.update({name: each.dialect.windows for name, each in providers.items()})
         self._prices.configure(
             settings.prices,
-            {name: _catalogue(each) for name, each in providers.items()},
+            {name: catalogue(each) for name, each in providers.items()},
             frozenset(n for n, each in providers.items() if each.dialect.name == "ollama"),
         )
         self._lists.replace(providers.values())
@@ -220,32 +231,6 @@ class _Gateway:
             (name, sum(key.secret is not None for key in pool.keys))
             for name, pool in routes.pools.items()
         ]
-
-    async def _find_providers(self, stack: AsyncExitStack) -> dict[str, ProviderSettings]:
-        """The configured providers; where there are none, an Ollama that answers, or the demo."""
-        configured = dict(self._settings.providers)
-        if not configured and self._settings.file is None:
-            address = ollama.Ollama.base_url or ""
-            if await ollama.answers(self._transport, address):
-                configured["ollama"] = ProviderSettings(type="ollama", base_url=address)
-        if not configured:
-            configured["demo"] = ProviderSettings(type="demo")
-        if any(each.type == "demo" for each in configured.values()):
-            demo = DemoServer()
-            stack.push_async_callback(demo.close)
-            self._demo = await demo.start()
-        return self._placed(configured)
-
-    def _placed(self, configured: dict[str, ProviderSettings]) -> dict[str, ProviderSettings]:
-        """The providers with the demo's address, which is known once it runs."""
-        if self._demo is None and any(each.type == "demo" for each in configured.values()):
-            raise ConfigError(["providers.demo: starts with the gateway; restart it"])
-        return {
-            name: ProviderSettings(type="demo", base_url=self._demo)
-            if each.type == "demo"
-            else each
-            for name, each in configured.items()
-        }
 
     async def _open_store(self) -> None:
         """A database that cannot be opened now is no reason not to serve; a newer one is."""
@@ -322,7 +307,7 @@ class _Gateway:
         app = self._app
         app.state.broken = self._recording.broken
         app.include_router(models_router(lambda: self._settings.models, self._lists.all))
-        app.include_router(admin_router(self._steer, self.reload))
+        app.include_router(admin_router(partial(steer, lambda: self._relay.routes.pools), self.reload))
         app.include_router(health_router(lambda: app.state.ready))
         app.include_router(stats_router(self._store, self._recorder, self._key_states))
 
@@ -402,19 +387,6 @@ class _Gateway:
         quote = self._prices.quote(target.provider, target.model, usage)
         return None if quote is None else quote.cost_nano_usd
 
-    def _steer(self, provider: str, name: str, order: str) -> dict[str, Any] | None:
-        """Do to a key as an operator says; how it is then, None if there is no such key."""
-        pool = self._relay.routes.pools.get(provider)
-        key = None if pool is None else pool.key(name)
-        if pool is None or key is None or key.secret is None:
-            return None
-        if order == "reset":
-            pool.reset(key)
-        else:
-            pool.switch(name, disabled=order == "disable")
-        [state] = [each for each in states(pool, monotonic(), now_ms()) if each["name"] == name]
-        return shown(state)
-
     def _recorder(self) -> dict[str, Any]:
         status = self._recording.writer.status()
         status["dropped"] += self._store.refused
@@ -424,13 +396,6 @@ class _Gateway:
         now, at = monotonic(), now_ms()
         pools = self._relay.routes.pools.values()
         return [state for pool in pools for state in states(pool, now, at)]
-
-
-def _catalogue(provider: Provider) -> str | None:
-    """How the price catalogue knows a provider: by its id, or an address on the internet."""
-    if provider.dialect.catalog is not None:
-        return provider.dialect.catalog
-    return provider.base_url if provider.base_url.startswith("https://") else None
 
 
 def _same(count: CountRecord, before: CountRecord | None) -> bool:

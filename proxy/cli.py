@@ -29,14 +29,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not words or (words[0].startswith("-") and words[0] not in ("-h", "--help", "--version")):
         words.insert(0, "serve")
     options = _parser().parse_args(words)
+
+    def read() -> Settings:
+        return load(options.config, _arguments(options))
+
     try:
-        settings = load(options.config, _arguments(options))
+        settings = read()
         for warning in settings.warnings:
             print(f"warning: {warning}", file=sys.stderr)
         if options.command == "check":
             print(_checked(settings))
             return 0
-        return serve(settings, lambda text: print(text, flush=True))
+        return serve(settings, lambda text: print(text, flush=True), read)
     except ConfigError as error:
         for mistake in error.mistakes:
             print(mistake, file=sys.stderr)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import gc
+import logging
 import math
 import signal
 import socket
@@ -24,6 +26,8 @@ from proxy.redact import Redactor
 from proxy.schema import Settings
 from proxy.wire import OneWriteProtocol
 
+_log = logging.getLogger("tollkeeper")
+
 _KEEP_ALIVE = 75  # seconds; longer than the pools of common clients, so that they close first
 _BACKLOG = 2048
 _GARBAGE = 50_000  # objects until a collection; the default of 700 runs several times a request
@@ -35,19 +39,21 @@ _WORDS = {
 }
 
 
-def serve(settings: Settings, announce: Callable[[str], None]) -> int:
+def serve(
+    settings: Settings, announce: Callable[[str], None], reread: Callable[[], Settings]
+) -> int:
     """Serve until told to stop, and return the exit status.
 
-    ``announce`` gets the banner when the gateway is ready. Raises ConfigError if the address
+    ``announce`` gets the banner when the gateway is ready; ``reread`` the settings anew, when a
+    SIGHUP or ``POST /admin/reload`` asks for it. Raises ConfigError if the address
     cannot be opened or the master key cannot be kept.
     """
     key, made = master_key(settings)
-    if key is not None:
-        auth = settings.auth.model_copy(update={"master_key": SecretStr(key)})
-        settings = settings.model_copy(update={"auth": auth})
+    settings = _with_key(settings, key)
     listener = bind(settings.server.host, settings.server.port)
-    setup(settings.server.log_level, settings.server.log_format, Redactor(settings.secrets()))
-    app = create_app(settings)
+    redact = Redactor(settings.secrets())
+    setup(settings.server.log_level, settings.server.log_format, redact)
+    app = create_app(settings, reread=lambda: _with_key(reread(), key), redact=redact)
     config = uvicorn.Config(
         app,
         loop="asyncio" if sys.platform == "win32" else "uvloop",
@@ -104,11 +110,28 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
+            if sys.platform != "win32":
+                asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload)
             self._ready()
+
+    def _reload(self) -> None:
+        try:
+            self.config.app.state.reload()  # type: ignore[union-attr]
+        except ConfigError as error:
+            for mistake in error.mistakes:
+                _log.error("the configuration stays as it was: %s", mistake)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._stopping()
         super().handle_exit(sig, frame)
+
+
+def _with_key(settings: Settings, key: str | None) -> Settings:
+    """The settings with the master key, wherever it was kept."""
+    if key is None:
+        return settings
+    auth = settings.auth.model_copy(update={"master_key": SecretStr(key)})
+    return settings.model_copy(update={"auth": auth})
 
 
 def _stopped(*_: object) -> NoReturn:

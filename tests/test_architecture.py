@@ -21,11 +21,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 HOUSE = (
-    "types errors reasons config schema document mistakes discovery clock log redact",
-    "routing providers metering store observe",
+    "types errors reasons config schema fields document mistakes discovery clock duration log redact",
+    "routing providers metering store observe sharing",
     "relay",
     "api",
-    "app recording banner wire serve cli __main__",
+    "app routes recording learnt upstreams steering banner wire serve cli __main__",
 )
 """The floors, the lowest first: nouns, the parts, the hot path, the door, and who builds it all."""
 
@@ -35,12 +35,13 @@ FENCES = {
     "fastapi": "api/ app.py",
     "genai_prices": "metering/catalog.py",  # 40 MB, in a process of its own
     "httptools": "providers/transport.py",
-    "httpx": "providers/ relay/relay.py relay/outbound.py app.py",  # the transport is its seam
+    "httpx": "providers/ relay/relay.py relay/exchange.py relay/outbound.py app.py upstreams.py",  # the transport is its seam
     "msgspec": "",  # anywhere: it makes the nouns
     "psutil": "observe/host.py",
-    "pydantic": "schema.py config.py mistakes.py serve.py api/stats.py",
+    "pydantic": "schema.py fields.py config.py mistakes.py serve.py api/stats.py",
     "pydantic_settings": "schema.py config.py",
     "pynvml": "observe/host.py",
+    "redis": "sharing/",
     "sqlalchemy": "store/",
     "starlette": "api/ app.py",
     "uvicorn": "serve.py wire.py",

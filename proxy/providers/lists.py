@@ -62,6 +62,15 @@ class ModelLists:
             await asyncio.gather(*[self._refresh(shelf) for shelf in due])
         return [model for shelf in self._shelves for model in shelf.models.values()]
 
+    async def reached(self, provider: str) -> bool:
+        """Whether a provider answers now when it is asked for its list."""
+        for shelf in self._shelves:
+            if shelf.provider.name == provider:
+                async with self._lock:
+                    await self._refresh(shelf)
+                return shelf.due > monotonic() + _RETRY
+        return False
+
     def find(self, model: str) -> str | None:
         """The first provider that lists a bare model, by what was fetched last."""
         for shelf in self._shelves:

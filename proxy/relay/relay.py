@@ -64,7 +64,8 @@ class Routes(msgspec.Struct, frozen=True):
 class Relay:
     """Serves calls. One instance for a process; ``in_flight`` counts the calls it is serving.
 
-    A call goes by the ``routes`` that there are when it begins.
+    A call goes by the ``routes`` that there are when it begins. With ``claims``, a key is claimed
+    from all gateways that share their state.
     """
 
     def __init__(
@@ -72,7 +73,6 @@ class Relay:
         *,
         routes: Routes,
         line: Line,
-        claims: Claims | None,
         transport: httpx.AsyncBaseTransport,
         books: Books,
         limits: Limits,
@@ -83,7 +83,7 @@ class Relay:
         self.in_flight = 0
         self.routes = routes
         self._line = line
-        self._claims = claims
+        self.claims: Claims | None = None
         self._transport = transport
         self._books = books
         self._limits = limits
@@ -255,7 +255,7 @@ class Relay:
             if call.meter.attempts and not routes.retries.spend(now):
                 lease.release(sent=False)
                 break
-            if self._claims is None or await self._claims.granted(pool, lease):
+            if self.claims is None or await self.claims.granted(pool, lease):
                 return lease
         call.over = True
         return None

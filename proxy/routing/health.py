@@ -82,6 +82,16 @@ class Health:
             breaker = self.breakers[model] = Breaker(self._rules)
         return breaker
 
+    def troubled(self) -> bool:
+        """Whether any breaker is open."""
+        return any(breaker.state == "open" for breaker in self.breakers.values())
+
+    def relieve(self, now: float) -> None:
+        """The provider can be reached: where a breaker is open, a call may look at once."""
+        for breaker in self.breakers.values():
+            if breaker.state == "open":
+                breaker.until = now
+
     def busy(self, model: str) -> int:
         """How many calls to a model are under way."""
         return self._busy.get(model, 0)
