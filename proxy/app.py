@@ -307,7 +307,9 @@ class _Gateway:
         app = self._app
         app.state.broken = self._recording.broken
         app.include_router(models_router(lambda: self._settings.models, self._lists.all))
-        app.include_router(admin_router(partial(steer, lambda: self._relay.routes.pools), self.reload))
+        app.include_router(
+            admin_router(partial(steer, lambda: self._relay.routes.pools), self.reload)
+        )
         app.include_router(health_router(lambda: app.state.ready))
         app.include_router(stats_router(self._store, self._recorder, self._key_states))
 

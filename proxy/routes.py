@@ -63,9 +63,7 @@ class Builder:
         }
         budget = settings.routing.retry_budget
         return Routes(
-            planner=Planner(
-                providers, aliases, self._listed, lambda: [*aliases, *self._names()]
-            ),
+            planner=Planner(providers, aliases, self._listed, lambda: [*aliases, *self._names()]),
             providers=providers,
             pools=pools,
             retries=RetryBudget(budget.ratio, budget.minimum),

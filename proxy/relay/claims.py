@@ -72,7 +72,9 @@ class Claims:
             case Switched(provider=provider, key=key):
                 name = _name(provider, _SWITCH, key.name, "")
                 if key.disabled:
-                    self._state.rest(shared.Rest(name, at + _FOR_EVER_MS, "disabled", "disabled", 1))
+                    self._state.rest(
+                        shared.Rest(name, at + _FOR_EVER_MS, "disabled", "disabled", 1)
+                    )
                 else:
                     self._state.lift([name])
 
@@ -111,7 +113,9 @@ class Claims:
                 if counter.limit.kind == "tokens":
                     counted.append((counter, start))
         breaker = _name(provider, _BREAKER, "", lease.model)
-        resting = [_name(provider, *place) for place in places(key.name, key.quota_group, lease.model)]
+        resting = [
+            _name(provider, *place) for place in places(key.name, key.quota_group, lease.model)
+        ]
         resting.append(_name(provider, "target", "", lease.model))
         asked = [] if lease.lifts else resting
         settle = partial(self._settles, lease, counted)
@@ -123,9 +127,7 @@ class Claims:
             settle if counted else None,
         )
 
-    def _settles(
-        self, lease: KeyLease, counted: list[tuple[Sliding, int | None]], at: int
-    ) -> None:
+    def _settles(self, lease: KeyLease, counted: list[tuple[Sliding, int | None]], at: int) -> None:
         """Once the call has ended, say what it really used."""
 
         def settle(used: int | None) -> None:

@@ -67,14 +67,19 @@ class Counters:
             found = self._of[key, model] = tuple(self._gather(key, group, model))
         return found
 
-    def hear(self, group: str, model: str, headers: Sequence[tuple[bytes, bytes]], now: float) -> None:
+    def hear(
+        self, group: str, model: str, headers: Sequence[tuple[bytes, bytes]], now: float
+    ) -> None:
         """Learn from the headers of an answer."""
         for kind, limit, remaining, reset in read_headers(headers):
             known = self._told.get((group, model))
             if known is None:
                 if len(self._told) >= _MOST:
                     self._told.clear()
-                known = self._told[group, model] = {"requests": Told("requests"), "tokens": Told("tokens")}
+                known = self._told[group, model] = {
+                    "requests": Told("requests"),
+                    "tokens": Told("tokens"),
+                }
                 self._of.clear()
             known[kind].hear(limit, remaining, reset, now)
 
@@ -117,9 +122,7 @@ class Counters:
         configured = [*each.keys.values(), *each.groups.values(), *each.models.values()]
         return any(limit.seconds == seconds for one in configured for limit in one.limits)
 
-    def replay(
-        self, seconds: int, owner: Owner, when: float, requests: int, tokens: int
-    ) -> None:
+    def replay(self, seconds: int, owner: Owner, when: float, requests: int, tokens: int) -> None:
         """Count what was used before this process began; ``owner`` names key, group and model."""
         for counter in self.of(*owner):
             if isinstance(counter, Sliding) and counter.limit.seconds == seconds:

@@ -65,9 +65,7 @@ def _limits(pool: KeyPool, key: Key, now: float, at: int) -> list[dict[str, Any]
             resets = window.resets(now)
             reset = at + round(resets * 1000) if resets else None
             amount = window.limit.amount
-            found.append(
-                _limit(owner[2], window.limit.type, amount, window.used, reset, "config")
-            )
+            found.append(_limit(owner[2], window.limit.type, amount, window.used, reset, "config"))
     for owner, slots in pool.counters.slots():
         if owner[0] == key.name or (not owner[0] and owner[1] == key.quota_group):
             found.append(_limit(owner[2], "concurrent", slots.amount, slots.used, None, "config"))
@@ -75,9 +73,7 @@ def _limits(pool: KeyPool, key: Key, now: float, at: int) -> list[dict[str, Any]
         known = each.now(now)
         if known is not None:
             limit, used, resets = known
-            found.append(
-                _limit(model, each.kind, limit, used, at + round(resets * 1000), "header")
-            )
+            found.append(_limit(model, each.kind, limit, used, at + round(resets * 1000), "header"))
     return found
 
 

@@ -51,9 +51,7 @@ async def load(connection: AsyncConnection) -> list[BreakerRecord]:
 def _upsert(dialect: str) -> Insert:
     statement = insert_into(provider_health, dialect)
     new = {name: statement.excluded[name] for name in (*_STATE, "updated_at")}
-    return statement.on_conflict_do_update(
-        index_elements=("provider", "model", "key_id"), set_=new
-    )
+    return statement.on_conflict_do_update(index_elements=("provider", "model", "key_id"), set_=new)
 
 
 def _event(turn: BreakerRecord) -> dict[str, Any]:
