@@ -228,6 +228,7 @@ class Relay:
                 attempt,
                 lease,
                 hide_usage=provider.include_usage and inbound.lacks_usage,
+                mend_tools=provider.dialect.mends_tool_indices,
                 alias=plan.alias if plan.rewrite_model else None,
             )
             fault = await outbound.peek(self._limits.peek)
@@ -275,11 +276,7 @@ class Relay:
     ) -> httpx.Request:
         dialect = provider.dialect
         url = provider.url(operation)
-        passed = [
-            (name, value)
-            for name, value in fields
-            if name in _FORWARDED or name in dialect.forwarded
-        ]
+        passed = [f for f in fields if f[0] in _FORWARDED or f[0] in dialect.forwarded]
         headers = [
             (b"host", url.netloc),
             *_COMMON,
