@@ -15,6 +15,7 @@ from proxy.metering import estimate
 from proxy.metering.answer import Answer, Choice, Message, decode, decode_all
 from proxy.metering.decompress import Decompressor
 from proxy.metering.sse import NEXT, EventSplitter, payload, plain_events
+from proxy.metering.tool_calls import MARK, ToolCalls
 from proxy.metering.usage import RawUsage, from_timings, pick
 
 MAX_BODY = 64 * 1024 * 1024
@@ -81,8 +82,9 @@ class StreamTap(Tap):
     """Watches server-sent events.
 
     ``feed`` gives the bytes for the client: those that came, unless an event is withheld
-    (``hide_usage``: the usage-only event that the client did not ask for) or rewritten
-    (``rewrite``: called with an event). Then bytes are handed on event by event.
+    (``hide_usage``: the usage-only event that the client did not ask for), rewritten (``rewrite``:
+    called with an event) or mended (``mend_tools``: tool calls that share an index are told
+    apart). Then bytes are handed on event by event.
     """
 
     chunk_count: int  # events with output
@@ -93,6 +95,7 @@ class StreamTap(Tap):
         *,
         hide_usage: bool = False,
         rewrite: Callable[[bytes], bytes] | None = None,
+        mend_tools: bool = False,
         encoding: str | None = None,
     ) -> None:
         super().__init__()
@@ -101,7 +104,9 @@ class StreamTap(Tap):
         self.response_length = 0
         self._hide_usage = hide_usage
         self._rewrite = rewrite
-        self._by_event = hide_usage or rewrite is not None
+        self._tools = ToolCalls() if mend_tools else None
+        self._saw_calls = False
+        self._by_event = hide_usage or rewrite is not None or mend_tools
         self._splitter = EventSplitter()
         self._decompressor = Decompressor(encoding) if encoding else None
         self._step = 1
@@ -160,10 +165,13 @@ class StreamTap(Tap):
             self._token_beside(self.chunk_count - before - 1)
         if done:
             self.done = self.meaningful = True
-        if not hidden or not self._hide_usage:
+        if not self._hide_usage:
+            hidden = []
+        if not hidden and (self._tools is None or not self._saw_calls):
             return data
         events = data.split(b"\n\n")
-        return b"\n\n".join(event for place, event in enumerate(events) if place not in hidden)
+        kept = [event for place, event in enumerate(events) if place not in hidden]
+        return b"\n\n".join(map(self._mended, kept))
 
     def _watch(self, events: list[bytes], at: float) -> bytes:
         kept = []
@@ -172,10 +180,15 @@ class StreamTap(Tap):
             hidden = found is not None and self._read(found, at)
             if hidden and self._hide_usage:
                 continue
+            if self._saw_calls:  # before the first call nothing is searched for one
+                event = self._mended(event)
             if self._rewrite is not None and found is not None and found != b"[DONE]":
                 event = self._rewrite(event)
             kept.append(event)
         return b"".join(kept)
+
+    def _mended(self, event: bytes) -> bytes:
+        return event if self._tools is None or MARK not in event else self._tools.mend(event)
 
     def _read(self, data: bytes, at: float) -> bool:
         """Read one event's data; True if it holds usage and nothing else."""
@@ -223,7 +236,8 @@ class StreamTap(Tap):
         if delta.refusal:
             output = True
             self.seen_tokens += estimate.delta_tokens(delta.refusal)
-        if delta.tool_calls:
+        if delta.tool_calls is not None:
+            self._saw_calls = True
             for call in delta.tool_calls:
                 for text in (call.function.name, call.function.arguments) if call.function else ():
                     if text:

@@ -35,6 +35,8 @@ class Dialect:
     """The path that an address without one stands for: ``/v1`` for Ollama."""
     include_usage: ClassVar[bool] = True
     """Streams tell their usage only when asked by ``stream_options.include_usage``."""
+    mends_tool_indices: ClassVar[bool] = False
+    """Several tool calls of a stream may come under one index, and are then told apart."""
     windows: ClassVar[Mapping[str, int]] = {}
     """Seconds of the windows in ``x-ratelimit-limit-<name>``."""
     first_byte: ClassVar[float] = 120.0

@@ -27,6 +27,7 @@ class Ollama(Dialect):
     base_url: ClassVar[str | None] = "http://127.0.0.1:11434/v1"
     root: ClassVar[str] = "/v1"
     first_byte: ClassVar[float] = 600.0
+    mends_tool_indices: ClassVar[bool] = True
 
     async def enrich(
         self, base_url: str, models: list[ModelInfo], fetch: Fetch, known: dict[str, Any]

@@ -85,6 +85,7 @@ async def exchange(
             lease,
             hide_usage=provider.include_usage and call.inbound.lacks_usage,
             alias=plan.alias if plan.rewrite_model else None,
+            mend_tools=provider.dialect.mends_tool_indices,
         )
         fault = await outbound.peek(peek)
         if fault is None and outbound.tap.error is not None:

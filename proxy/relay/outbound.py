@@ -56,6 +56,7 @@ class Outbound:
         lease: KeyLease,
         *,
         hide_usage: bool,
+        mend_tools: bool,
         alias: str | None,
     ) -> None:
         self.attempt = attempt
@@ -80,7 +81,12 @@ class Outbound:
         self._rewrite = model_rewriter(alias) if alias is not None and not encoding else None
         self.tap: StreamTap | BodyTap
         if kind.startswith(b"text/event-stream"):
-            self.tap = StreamTap(hide_usage=hide_usage, rewrite=self._rewrite, encoding=encoding)
+            self.tap = StreamTap(
+                hide_usage=hide_usage,
+                rewrite=self._rewrite,
+                mend_tools=mend_tools,
+                encoding=encoding,
+            )
         else:
             self.tap = BodyTap(encoding=encoding)
         attempt.tap = self.tap

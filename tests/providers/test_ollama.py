@@ -110,6 +110,10 @@ CASES = [
 ]
 
 
+def test_only_here_tool_calls_are_told_apart() -> None:
+    assert {name for name, each in DIALECTS.items() if each.mends_tool_indices} == {"ollama"}
+
+
 @pytest.mark.parametrize("case", CASES, ids=name_of)
 def test_each_refusal_has_its_reason_and_its_verdict(case: Case) -> None:
     check("ollama", case)

@@ -34,7 +34,7 @@ class Answer:
             fields,
             self.attempt,
             lease,
-            **{"hide_usage": False, "alias": None, **options},
+            **{"hide_usage": False, "mend_tools": False, "alias": None, **options},
         )
         self.client = Client()
 
@@ -198,6 +198,17 @@ async def test_the_alias_is_written_where_the_provider_wrote_its_name() -> None:
     await streamed.outbound.peek(5)
     await streamed.deliver()
     assert streamed.client.body == event({"content": "a"}, model="fast") + DONE
+
+
+async def test_tool_calls_are_told_apart_where_the_dialect_wants_it() -> None:
+    def call(index: int, name: str) -> bytes:
+        return event({"tool_calls": [{"index": index, "id": name, "function": {"name": "f"}}]})
+
+    for wanted in (True, False):
+        answer = stream(call(0, "a"), 0.01, call(0, "b"), DONE, mend_tools=wanted)
+        await answer.outbound.peek(5)
+        await answer.deliver()
+        assert answer.client.body == call(0, "a") + call(int(wanted), "b") + DONE
 
 
 async def test_what_was_held_goes_first_and_then_what_comes() -> None:
