@@ -14,12 +14,10 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
-from itertools import zip_longest
 from typing import Any
 
 import httpx
 from fastapi import FastAPI
-from msgspec.structs import replace
 
 from proxy import __version__
 from proxy.api import errors as api_errors
@@ -31,7 +29,7 @@ from proxy.api.openai import RELAYED, Calls
 from proxy.api.stats import stats_router
 from proxy.clock import monotonic, now_ms
 from proxy.errors import ErrorReason
-from proxy.learnt import counts, restore
+from proxy.learnt import Counts, restore
 from proxy.log import RequestLog
 from proxy.metering.meter import Books
 from proxy.metering.pricing import Prices
@@ -45,7 +43,7 @@ from proxy.relay.line import Line
 from proxy.relay.relay import Limits, Relay, Routes
 from proxy.relay.verdict import judge
 from proxy.routes import Builder, catalogue
-from proxy.routing.keypool import Event
+from proxy.routing.events import Event
 from proxy.routing.states import states
 from proxy.schema import ProviderSettings, Settings
 from proxy.sharing.shared import Shared
@@ -53,7 +51,7 @@ from proxy.steering import steer
 from proxy.store import retention
 from proxy.store.address import SchemaError, StoreError
 from proxy.store.engine import Store
-from proxy.types import CountRecord, Fault, Target, Usage
+from proxy.types import Fault, Target, Usage
 from proxy.upstreams import Upstreams
 
 DRAIN_SECONDS = 10.0
@@ -329,14 +327,11 @@ class _Gateway:
 
     async def _publish_counts(self) -> None:
         """Let the database know what the configured limits have counted, where that has changed."""
-        known: list[CountRecord] = []
+        told = Counts()
         while True:
             await asyncio.sleep(COUNTS_SECONDS)
-            found = [each for pool in self._relay.routes.pools.values() for each in counts(pool)]
-            for each, before in zip_longest(found, known):
-                if each is not None and not _same(each, before):
-                    self._recording.keep(each)
-            known = found
+            for record in told.news(self._relay.routes.pools.values()):
+                self._recording.keep(record)
 
     async def _probe(self) -> None:
         """Where it is wanted: ask providers whose breakers are open for their lists, which costs
@@ -398,8 +393,3 @@ class _Gateway:
         now, at = monotonic(), now_ms()
         pools = self._relay.routes.pools.values()
         return [state for pool in pools for state in states(pool, now, at)]
-
-
-def _same(count: CountRecord, before: CountRecord | None) -> bool:
-    """Whether a count has not changed but for the time."""
-    return before is not None and replace(before, at=count.at, reset=count.reset) == count

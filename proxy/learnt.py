@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from proxy.clock import monotonic, now_ms
 from proxy.errors import ErrorReason
+from proxy.routing.events import Event, Lifted, Parked, Switched
 from proxy.routing.health import Turned
-from proxy.routing.keypool import Event, KeyPool, Lifted, Parked, Switched
+from proxy.routing.keypool import KeyPool
 from proxy.routing.limits import DAY, MINUTE
 from proxy.routing.rests import Place, Rest, state_of
 from proxy.store import breakers, rests
@@ -78,36 +79,21 @@ def records(event: Event) -> Iterator[Record]:
             )
 
 
-def counts(pool: KeyPool) -> Iterator[CountRecord]:
-    """What the configured limits of a provider have counted."""
-    now, at = monotonic(), now_ms()
-    for (key, group, model), window in pool.counters.windows():
-        resets = window.resets(now)
-        yield CountRecord(
-            provider=pool.provider,
-            model=model,
-            key_id=key,
-            account=group,
-            limit_type=window.limit.type,
-            limit=window.limit.amount,
-            used=window.used,
-            window_seconds=window.limit.seconds,
-            reset=at + round(resets * 1000) if resets else None,
-            at=at,
-        )
-    for (key, group, model), slots in pool.counters.slots():
-        yield CountRecord(
-            provider=pool.provider,
-            model=model,
-            key_id=key,
-            account=group,
-            limit_type="concurrent",
-            limit=slots.amount,
-            used=slots.used,
-            window_seconds=None,
-            reset=None,
-            at=at,
-        )
+class Counts:
+    """What the configured limits have counted, as far as that is new."""
+
+    def __init__(self) -> None:
+        self._told: dict[tuple[str, ...], tuple[int, int]] = {}
+
+    def news(self, pools: Iterable[KeyPool]) -> Iterator[CountRecord]:
+        """Those that have changed since the last time."""
+        now, at = monotonic(), now_ms()
+        for record in [each for pool in pools for each in _counts(pool, now, at)]:
+            owner = (record.provider, record.model, record.key_id, record.account)
+            place, figures = (*owner, record.limit_type), (record.used, record.limit)
+            if self._told.get(place) != figures:
+                self._told[place] = figures
+                yield record
 
 
 async def restore(connection: Reader, pools: Mapping[str, KeyPool]) -> None:
@@ -136,6 +122,36 @@ async def restore(connection: Reader, pools: Mapping[str, KeyPool]) -> None:
                     owner = (use.key_id or "none", use.account or "none", use.model)
                     when = now - (at - use.timestamp) / 1000
                     pool.counters.replay(seconds, owner, when, use.requests, use.tokens)
+
+
+def _counts(pool: KeyPool, now: float, at: int) -> Iterator[CountRecord]:
+    for (key, group, model), window in pool.counters.windows():
+        resets = window.resets(now)
+        yield CountRecord(
+            provider=pool.provider,
+            model=model,
+            key_id=key,
+            account=group,
+            limit_type=window.limit.type,
+            limit=window.limit.amount,
+            used=window.used,
+            window_seconds=window.limit.seconds,
+            reset=at + round(resets * 1000) if resets else None,
+            at=at,
+        )
+    for (key, group, model), slots in pool.counters.slots():
+        yield CountRecord(
+            provider=pool.provider,
+            model=model,
+            key_id=key,
+            account=group,
+            limit_type="concurrent",
+            limit=slots.amount,
+            used=slots.used,
+            window_seconds=None,
+            reset=None,
+            at=at,
+        )
 
 
 def _owner(place: Place) -> tuple[str, str]:

@@ -13,7 +13,7 @@ from proxy.learnt import records, told
 from proxy.metering.pricing import Prices
 from proxy.metering.writer import BatchWriter
 from proxy.redact import shorten
-from proxy.routing.keypool import Event
+from proxy.routing.events import Event
 from proxy.types import CallRecord, FaultRecord, ModelInfo, Usage
 
 _log = logging.getLogger("tollkeeper")

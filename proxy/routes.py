@@ -12,7 +12,9 @@ from proxy.relay.relay import Routes
 from proxy.routing.alias import Alias, Candidate, Cost
 from proxy.routing.breaker import BreakerRules
 from proxy.routing.counters import Allowance, Allowances, Counters
-from proxy.routing.keypool import Event, Key, KeyPool
+from proxy.routing.events import Event
+from proxy.routing.key import Key
+from proxy.routing.keypool import KeyPool
 from proxy.routing.limits import DAY, MINUTE, Limit
 from proxy.routing.planner import Planner
 from proxy.routing.retries import RetryBudget

@@ -13,8 +13,9 @@ import msgspec
 
 from proxy.clock import monotonic, now_ms
 from proxy.errors import ErrorReason
+from proxy.routing.events import Event, Lifted, Parked, Switched
 from proxy.routing.health import Turned
-from proxy.routing.keypool import Event, KeyLease, KeyPool, Lifted, Parked, Switched
+from proxy.routing.keypool import KeyLease, KeyPool
 from proxy.routing.limits import Sliding
 from proxy.routing.rests import Place, Rest, State, places
 from proxy.sharing import types as shared
@@ -73,7 +74,7 @@ class Claims:
                 name = _name(provider, _SWITCH, key.name, "")
                 if key.disabled:
                     self._state.rest(
-                        shared.Rest(name, at + _FOR_EVER_MS, "disabled", "disabled", 1)
+                        shared.Rest(name, at + _FOR_EVER_MS, "operator", "disabled", 1)
                     )
                 else:
                     self._state.lift([name])

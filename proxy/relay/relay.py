@@ -210,7 +210,7 @@ class Relay:
 
         What may have been executed (and billed) goes on at most once, and never to a sibling key.
         """
-        meter, targets = call.meter, list(call.plan.targets)
+        targets = list(call.plan.targets)
         while targets and not call.over:
             target = targets.pop(0)
             tried: set[str] = set()

@@ -1,4 +1,4 @@
-"""How the models of one provider are doing: their breakers, their speed, and the calls under way."""
+"""How the models of one provider do: their breakers, their speed, and the calls under way."""
 
 from __future__ import annotations
 

@@ -11,16 +11,16 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from operator import attrgetter
 from typing import Any, Literal
 
-import msgspec
-
 from proxy.errors import ErrorReason
 from proxy.routing.affinity import Affinity, rendezvous
 from proxy.routing.breaker import BreakerRules
 from proxy.routing.counters import Counters
-from proxy.routing.health import Health, Turned
+from proxy.routing.events import Event, Lifted, Parked, Switched
+from proxy.routing.health import Health
+from proxy.routing.key import Key
 from proxy.routing.latency import pick
 from proxy.routing.limits import Counter, Sliding
-from proxy.routing.rests import LONGEST, Place, Rest, Rests, places
+from proxy.routing.rests import LONGEST, Place, Rests, places
 from proxy.types import Source, Verdict
 
 _MOST = 4096  # models for which the keys are held ready; clients may name any
@@ -28,56 +28,6 @@ _MOST = 4096  # models for which the keys are held ready; clients may name any
 KeyStrategy = Literal[
     "fallback", "weighted", "round_robin", "least_busy", "lowest_latency", "sticky"
 ]
-
-
-class Key(msgspec.Struct):
-    """One credential. Keys of one ``quota_group`` share what the provider lets them use.
-
-    A key without a secret stands for a provider that asks for none. ``turn`` is its place in the
-    round: the lowest is next (stride scheduling). ``disabled``: an operator took it out.
-    """
-
-    name: str
-    secret: str | None
-    quota_group: str
-    weight: float = 1.0
-    order: int = 0
-    in_flight: int = 0
-    load: float = 0.0
-    turn: float = 0.0
-    tried: int = 0
-    succeeded: int = 0
-    disabled: bool = False
-
-    def __repr__(self) -> str:
-        return f"Key({self.name!r}, in_flight={self.in_flight})"
-
-
-class Parked(msgspec.Struct, frozen=True):
-    """What rests from now on; ``key`` is the one that was refused, ``source`` who said how long."""
-
-    provider: str
-    key: Key
-    place: Place
-    rest: Rest
-    source: Source
-
-
-class Lifted(msgspec.Struct, frozen=True):
-    """What rests no more, before its time."""
-
-    provider: str
-    places: list[Place]
-
-
-class Switched(msgspec.Struct, frozen=True):
-    """An operator has taken a key out, or put it back."""
-
-    provider: str
-    key: Key
-
-
-Event = Parked | Lifted | Switched | Turned
 
 
 class KeyPool:
@@ -353,8 +303,20 @@ class KeyLease:
     ``settle`` is told of it at the end.
     """
 
-    __slots__ = ("_pool", "_released", "counters", "key", "lifts", "model", "probe", "settle")
-    __slots__ += ("stream", "taken", "tokens", "used")
+    __slots__ = (
+        "_pool",
+        "_released",
+        "counters",
+        "key",
+        "lifts",
+        "model",
+        "probe",
+        "settle",
+        "stream",
+        "taken",
+        "tokens",
+        "used",
+    )
 
     def __init__(
         self,

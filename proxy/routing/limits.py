@@ -96,12 +96,12 @@ class Sliding:
         # One call may always go: what it was expected to use was only a guess.
         if self.used + cost <= self.room or not self.used:
             return max(0.0, self.blocked_until - now)
-        over = self.used + cost - self.room
-        for step, count in self._counts:
+        over, gone = self.used + cost - self.room, 0
+        for gone, count in self._counts:  # noqa: B007 (the step that makes room, else the last)
             over -= count
             if over <= 0:
                 break
-        return max(1e-3, (step + STEPS + 1) * self._step - now, self.blocked_until - now)
+        return max(1e-3, (gone + STEPS + 1) * self._step - now, self.blocked_until - now)
 
     def take(self, now: float, tokens: int) -> None:
         self.add(now, tokens if self.limit.kind == "tokens" else 1)

@@ -1,4 +1,4 @@
-"""Why no call may go, and when one may: what a pool says of itself, to a person and to who waits."""
+"""Why no call may go, and when one may: for a person who asks, and for a request that waits."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Literal
 
 import msgspec
 
-from proxy.routing.keypool import Key, KeyPool
+from proxy.routing.key import Key
+from proxy.routing.keypool import KeyPool
 from proxy.routing.rests import State
 
 

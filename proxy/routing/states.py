@@ -1,10 +1,11 @@
-"""How the keys are, for a person: the state of each, why and until when, what it used and has left."""
+"""How the keys are, for a person: their states, why and until when, what is used and left."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from proxy.routing.keypool import Key, KeyPool
+from proxy.routing.key import Key
+from proxy.routing.keypool import KeyPool
 from proxy.routing.rests import WORST, Place, Rest, State
 
 

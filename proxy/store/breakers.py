@@ -1,4 +1,4 @@
-"""``provider_health.state`` and ``provider_health_events``: the breakers, and every turn of them."""
+"""``provider_health.state`` and ``provider_health_events``: breakers, and all their turns."""
 
 from __future__ import annotations
 

@@ -42,7 +42,11 @@ async def used(
         .group_by(*groups)
         .order_by(oldest)
     )
-    return [Used(*row[:4], int(row[4]), int(row[5])) for row in await connection.execute(query)]
+    rows = await connection.execute(query)
+    return [
+        Used(key, account, model, at, int(requests), int(tokens))
+        for key, account, model, at, requests, tokens in rows
+    ]
 
 
 def _grain(connection: AsyncConnection, milliseconds: int) -> ColumnElement[int]:
