@@ -14,9 +14,9 @@ from proxy.routing.rests import Place, Rest, state_of
 from proxy.store import breakers, rests
 from proxy.store.engine import Reader
 from proxy.store.usage import used
-from proxy.types import BreakerRecord, CooldownRecord, CountRecord, SwitchRecord
+from proxy.types import BreakerRecord, CooldownRecord, CountRecord, LiftRecord, SwitchRecord
 
-Record = CooldownRecord | SwitchRecord | BreakerRecord
+Record = CooldownRecord | LiftRecord | SwitchRecord | BreakerRecord
 
 
 def told(event: Event) -> str:
@@ -45,7 +45,7 @@ def records(event: Event) -> Iterator[Record]:
     now, at = monotonic(), now_ms()
     match event:
         case Parked(provider=provider, key=key, place=place, rest=rest, source=source):
-            key_id, account = _owner(place)
+            key_id, account = _owner(place, key.name)
             yield CooldownRecord(
                 provider=provider,
                 model=place[2],
@@ -60,10 +60,7 @@ def records(event: Event) -> Iterator[Record]:
             )
         case Lifted(provider=provider, places=places):
             for place in places:
-                key_id, account = _owner(place)
-                yield CooldownRecord(
-                    provider, place[2], key_id, account, at, None, 0, at, replaces=True
-                )
+                yield LiftRecord(provider, place[2], *_owner(place, ""), at)
         case Switched(provider=provider, key=key):
             yield SwitchRecord(provider, key.name, key.quota_group, key.disabled, at)
         case Turned(provider=provider, model=model, transition=turn):
@@ -154,20 +151,20 @@ def _counts(pool: KeyPool, now: float, at: int) -> Iterator[CountRecord]:
         )
 
 
-def _owner(place: Place) -> tuple[str, str]:
-    """The columns ``key_id`` and ``account`` of a place."""
+def _owner(place: Place, refused: str) -> tuple[str, str]:
+    """The columns ``key_id`` and ``account`` of a place; ``refused`` is the key that was."""
     kind, name, _ = place
-    return {"group": ("", name), "key": (name, ""), "target": ("", "")}[kind]
+    return {"group": (refused, name), "key": (name, ""), "target": ("", "")}[kind]
 
 
 def _rest(record: CooldownRecord, now: float, at: int) -> tuple[Place, Rest]:
     place: Place = ("target", "", record.model)
-    if record.key_id:
-        place = ("key", record.key_id, "")
-    elif record.account:
+    if record.account:
         place = ("group", record.account, record.model)
+    elif record.key_id:
+        place = ("key", record.key_id, "")
     until = now + (record.until - at) / 1000
-    reason = ErrorReason(record.reason or ErrorReason.RATE_LIMIT)
+    reason = ErrorReason(record.reason)
     rest = Rest(until, reason, record.backoff_count, state_of(place, reason))
     if record.probe_at is not None:
         rest.probe_at = now + (record.probe_at - at) / 1000

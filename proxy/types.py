@@ -313,10 +313,10 @@ Source = Literal["header", "body", "local"]
 class CooldownRecord(msgspec.Struct, frozen=True):
     """A rest: a row of ``rate_limits`` with the limit_type ``cooldown``.
 
-    It is a quota group's (``account`` alone), a key's (``key_id`` and ``account``) or the
-    provider's (neither). ``model`` is "" for all models, ``*:free`` for all whose names end so.
-    ``until`` and ``at`` (when it was ordered) are UTC milliseconds, ``backoff_count`` the number
-    of rests in a row. ``replaces``: this is the whole truth, even if it is shorter.
+    It is a quota group's (``account``; ``key_id`` is the key that was refused), a key's (``key_id``
+    alone) or the provider's (neither). ``model`` is "" for all models, ``*:free`` for all whose
+    names end so. ``until`` and ``at`` (when it was ordered) are UTC milliseconds,
+    ``backoff_count`` the number of rests in a row.
     """
 
     provider: str
@@ -324,12 +324,21 @@ class CooldownRecord(msgspec.Struct, frozen=True):
     key_id: str
     account: str
     until: int
-    reason: str | None
+    reason: str
     backoff_count: int
     at: int
     source: Source = "local"
     probe_at: int | None = None
-    replaces: bool = False
+
+
+class LiftRecord(msgspec.Struct, frozen=True):
+    """A rest is over before its time: that of a group (``account``), a key, or neither."""
+
+    provider: str
+    model: str
+    key_id: str
+    account: str
+    at: int
 
 
 class SwitchRecord(msgspec.Struct, frozen=True):

@@ -31,6 +31,14 @@ _QUICK_WRITER = partial(BatchWriter, interval=0.01)
 SECONDS = 5.0
 """How long a row may take to appear before a test gives up; the promise is one second."""
 
+PATIENT = {
+    "max_wait": 0,
+    "retry_budget": {"minimum": 100_000},
+    "breaker": {"failures": 0},
+}
+"""How failures are met unless a test is about that: hundreds of them share a gateway, and what one
+makes fail must not keep the next from its upstream."""
+
 
 class Line:
     """A client's socket, with all that came on it in ``received``."""
@@ -164,7 +172,14 @@ async def running(
     telemetry = {"database_url": f"sqlite+aiosqlite:///{database}", **config.get("telemetry", {})}
     file = folder / "tollkeeper.yaml"
     server_settings = {"port": 0, "log_level": "warning", **config.get("server", {})}
-    whole = {"providers": {}, **config, "telemetry": telemetry, "server": server_settings}
+    routing = config.get("routing", PATIENT)
+    whole = {
+        "providers": {},
+        **config,
+        "telemetry": telemetry,
+        "server": server_settings,
+        "routing": routing,
+    }
     file.write_text(yaml.safe_dump(json.loads(json.dumps(whole)), sort_keys=False))
     settings = load(file, {}, {})
     app = create_app(settings, transport)

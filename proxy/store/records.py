@@ -23,6 +23,7 @@ from proxy.types import (
     CountRecord,
     FaultRecord,
     HostSample,
+    LiftRecord,
     ModelInfo,
     SwitchRecord,
 )
@@ -40,7 +41,7 @@ class Batch:
         calls: dict[tuple[str, int], CallRecord] = {}
         self.faults: list[FaultRecord] = []
         self.samples: list[HostSample] = []
-        self.cooldowns: list[CooldownRecord] = []
+        self.cooldowns: list[CooldownRecord | LiftRecord] = []
         self.switches: list[SwitchRecord] = []
         self.counts: list[CountRecord] = []
         self.turns: list[BreakerRecord] = []
@@ -53,7 +54,7 @@ class Batch:
                     self.faults.append(item)
                 case HostSample():
                     self.samples.append(item)
-                case CooldownRecord():
+                case CooldownRecord() | LiftRecord():
                     self.cooldowns.append(item)
                 case SwitchRecord():
                     self.switches.append(item)

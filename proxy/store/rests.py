@@ -1,6 +1,6 @@
 """``rate_limits``: who rests, who is switched off, and what configured limits have counted.
 
-    cooldown    a quota group (``account`` alone), a key (``key_id`` too) or the provider (neither)
+    cooldown    a quota group (``account``), a key (``key_id`` alone) or the provider (neither)
     disabled    a key that an operator took out, until it is put back
 
 What is written here is read again at the next start.
@@ -12,26 +12,27 @@ from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, case, delete, or_, select
+from sqlalchemy import ColumnElement, Update, case, delete, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from proxy.store.tables import rate_limits
 from proxy.store.upsert import Insert, insert_into, replace
-from proxy.types import CooldownRecord, CountRecord, SwitchRecord
+from proxy.types import CooldownRecord, CountRecord, LiftRecord, SwitchRecord
 
 _KEY = ("provider", "model", "key_id", "account", "limit_type")
 COOLDOWN = "cooldown"
 DISABLED = "disabled"
 
 
-async def save_cooldowns(connection: AsyncConnection, rests: Iterable[CooldownRecord]) -> None:
-    """Upsert rests, in order; a longer one that is known is not shortened, unless by order."""
-    dialect = connection.dialect.name
+async def save_cooldowns(
+    connection: AsyncConnection, rests: Iterable[CooldownRecord | LiftRecord]
+) -> None:
+    """Upsert rests, in order; a longer one that is known is not shortened, unless it is lifted."""
     for rest in rests:
-        if rest.replaces:
-            await replace(connection, rate_limits, _KEY, [_row(rest)])
+        if isinstance(rest, CooldownRecord):
+            await connection.execute(_longest_rest(connection.dialect.name), [_row(rest)])
         else:
-            await connection.execute(_longest_rest(dialect), [_row(rest)])
+            await connection.execute(_lift(rest))
 
 
 async def save_switches(connection: AsyncConnection, switches: Iterable[SwitchRecord]) -> None:
@@ -108,8 +109,22 @@ def _longest_rest(dialect: str) -> Insert:
     )
 
 
+def _lift(lifted: LiftRecord) -> Update:
+    table = rate_limits.c
+    mine = [
+        table.provider == lifted.provider,
+        table.model == lifted.model,
+        table.account == lifted.account,
+        table.limit_type == COOLDOWN,
+    ]
+    if not lifted.account:
+        mine.append(table.key_id == lifted.key_id)
+    over = {"cooldown_until": lifted.at, "backoff_count": 0, "last_updated": lifted.at}
+    return update(rate_limits).where(*mine).values(probe_at=None, **over)
+
+
 def _row(rest: CooldownRecord) -> dict[str, Any]:
-    row = {
+    return {
         "provider": rest.provider,
         "model": rest.model,
         "key_id": rest.key_id,
@@ -119,11 +134,11 @@ def _row(rest: CooldownRecord) -> dict[str, Any]:
         "cooldown_reason": rest.reason,
         "probe_at": rest.probe_at,
         "backoff_count": rest.backoff_count,
+        "hit_count": 1,
         "last_hit_at": rest.at,
         "source": rest.source,
         "last_updated": rest.at,
     }
-    return row if rest.replaces else row | {"hit_count": 1}
 
 
 def _count(count: CountRecord) -> dict[str, Any]:
