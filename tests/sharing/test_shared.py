@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 
 from proxy.sharing import outbox
 from proxy.sharing import shared as module
+from proxy.sharing.calls import Call
 from proxy.sharing.types import Rest, WindowClaim
 from tests.redis_server import Server, keys_of, private_server
 from tests.sharing.conftest import Join, Node, until
@@ -60,14 +61,17 @@ async def test_a_claim_that_is_denied_by_one_window_counts_in_none(
     assert await node.shared.claim([], [], probe="p") is None
 
 
-async def test_a_claim_is_one_round_trip(url: str, prefix: str, join: Join, redis: Redis) -> None:
-    node = await join(url, prefix=prefix, timeout=5.0)
+async def test_a_claim_is_one_round_trip_and_those_that_wait_share_the_next(
+    url: str, prefix: str
+) -> None:
+    node = Node(url, prefix=prefix, timeout=5.0)
+    await node.shared.open()
     link = node.shared._link
     assert link is not None
-    sent = []
+    sent: list[int] = []
     send = link.send
 
-    async def counted(calls: Any) -> Any:
+    async def counted(calls: Sequence[Call]) -> list[Any]:
         sent.append(len(calls))
         return await send(calls)
 
@@ -76,6 +80,7 @@ async def test_a_claim_is_one_round_trip(url: str, prefix: str, join: Join, redi
     assert sent == [1]
     await asyncio.gather(*[node.shared.claim([], [window(9)]) for _ in range(50)])
     assert sent == [1, *[1] * module.TURNS, 50 - module.TURNS]
+    await node.shared.close()
 
 
 async def test_a_rest_and_its_end_reach_the_other_node_at_once(
