@@ -110,7 +110,7 @@ def client(url: str) -> Redis:
             protocol=2,
             socket_timeout=None,
             socket_connect_timeout=CONNECT_SECONDS,
-            retry=Retry(NoBackoff(), 1),  # a connection that was cut while it was idle
+            retry=Retry(NoBackoff(), 0),  # what is sent twice may count twice
         )
         redis.connection_pool.make_connection()  # type: ignore[no-untyped-call]
     except (ValueError, TypeError, RedisError):

@@ -227,6 +227,8 @@ def test_a_settlement_lands_in_the_step_in_which_the_claim_was_counted(ground: G
     assert ground.count(claim) == 60
     ground.run(ground.calls.settle(Settlement("w", 60, None, -90, NOW)))
     assert ground.count(claim) == 0
+    assert ground.claim([], [WindowClaim("w", 5, 60, 10)]) is None  # nothing counts: it is empty
+    ground.run(ground.calls.settle(Settlement("w", 60, None, -10, NOW + 30_000)))
     ground.run(ground.calls.settle(Settlement("w", 60, None, 20, NOW)))
     ground.now = NOW + 60_000
     assert ground.count(claim) == 20
