@@ -1,8 +1,9 @@
-"""The command line: ``tollkeeper [serve|check] [--config FILE] [--host H] [--port P] ...``."""
+"""The command line: ``tollkeeper [serve|check|explain MODEL] [--config FILE] [--port P] ...``."""
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 
 from proxy import __version__
 from proxy.config import load
-from proxy.errors import ConfigError
+from proxy.errors import ConfigError, GatewayError
+from proxy.explain import explain
 from proxy.schema import Settings
 from proxy.serve import serve
 
@@ -40,7 +42,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.command == "check":
             print(_checked(settings))
             return 0
+        if options.command == "explain":
+            print(asyncio.run(explain(settings, options.model)))
+            return 0
         return serve(settings, lambda text: print(text, flush=True), read)
+    except GatewayError as error:
+        print(error.message, file=sys.stderr)
+        return 1
     except ConfigError as error:
         for mistake in error.mistakes:
             print(mistake, file=sys.stderr)
@@ -64,10 +72,13 @@ def _parser() -> argparse.ArgumentParser:
     for name, meaning in {
         "serve": "start the gateway",
         "check": "check the configuration, and start nothing",
+        "explain": "say who would serve a model and who not, and send nothing",
     }.items():
-        commands.add_parser(
+        command = commands.add_parser(
             name, parents=[shared], help=meaning, description=meaning, allow_abbrev=False
         )
+        if name == "explain":
+            command.add_argument("model", metavar="MODEL", help="as a client would ask for it")
     return parser
 
 

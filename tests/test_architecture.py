@@ -25,7 +25,7 @@ HOUSE = (
     "routing providers metering store observe sharing",
     "relay",
     "api",
-    "app routes recording learnt upstreams steering banner wire serve cli __main__",
+    "app routes recording learnt upstreams steering explain banner wire serve cli __main__",
 )
 """The floors, the lowest first: nouns, the parts, the hot path, the door, and who builds it all."""
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from fastapi import APIRouter
 
+from proxy.api.keys import shown
 from proxy.errors import ConfigError, ErrorReason, GatewayError
 
 Order = Literal["reset", "disable", "enable"]
@@ -30,7 +31,7 @@ def admin_router(
                     ErrorReason.NOT_FOUND,
                     code="key_not_found",
                 )
-            return state
+            return shown(state)
 
         return endpoint
 

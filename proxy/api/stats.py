@@ -17,6 +17,7 @@ import msgspec
 from fastapi import APIRouter, Query, Response
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 
+from proxy.api.keys import shown
 from proxy.clock import now_ms, rfc3339
 from proxy.errors import ErrorReason, GatewayError
 from proxy.store import calls, groups, series, sizes, state
@@ -136,7 +137,8 @@ def stats_router(
 
     ``recorder`` tells what the batch writer did: recorded, queued, dropped, last_error.
     ``key_states`` lists the keys as they are now: provider, name, quota_group, state, reason,
-    until (UTC milliseconds), in_flight, and models with model, state, reason and until.
+    until (UTC milliseconds), in_flight, tried, succeeded, models with model, state, reason and
+    until, and limits with their figures.
     """
     stats = _Stats(store, recorder, key_states)
     router = APIRouter()
@@ -213,13 +215,13 @@ class _Stats:
     async def keys(self, asked: Asked) -> Response:
         async with self._reader() as connection:
             used = await groups.by_key(connection, asked.filters())
-        shown = [
-            _key_state(key) | used.get((key["provider"], key["name"]), groups.NOTHING)
+        states = [
+            shown(key) | used.get((key["provider"], key["name"]), groups.NOTHING)
             for key in self._key_states()
             if key["provider"] in (asked.provider or [key["provider"]])
             and key["name"] in (asked.key or [key["name"]])
         ]
-        return _slice(shown, asked)
+        return _slice(states, asked)
 
     async def timeseries(self, asked: Annotated[SeriesParameters, Query()]) -> Response:
         async with self._reader() as connection:
@@ -258,11 +260,6 @@ class _Stats:
             raise _bad("cursor", "is not one that this list gave") from None
         except StoreError as error:
             raise GatewayError(503, str(error), ErrorReason.INTERNAL) from error
-
-
-def _key_state(key: Record) -> Record:
-    models = [model | {"until": rfc3339(model.get("until"))} for model in key["models"]]
-    return key | {"until": rfc3339(key["until"]), "models": models}
 
 
 def _slice(rows: Sequence[Record], asked: Parameters) -> Response:

@@ -11,6 +11,7 @@ from proxy.store.tables import (
     daily_costs,
     gpu_metrics,
     provider_health,
+    provider_health_events,
     rate_limits,
     system_metrics,
     tps_metrics,
@@ -19,6 +20,7 @@ from proxy.store.tables import (
 TABLES = {
     "rate-limits": (rate_limits, ("last_updated", "id")),
     "health": (provider_health, ("updated_at", "id")),
+    "health/events": (provider_health_events, ("timestamp", "id")),
     "tps": (tps_metrics, ("window_start", "id")),
     "system": (system_metrics, ("timestamp", "id")),
     "costs/daily": (
