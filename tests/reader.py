@@ -102,8 +102,11 @@ async def reading(folder: Path) -> AsyncIterator[Reader]:
             429, "Too many requests", "rate_limit_exceeded", retry_after="600", **_LIMITS
         )
         upstream.by_model["broken"] = _broken
-        providers = {"demo": {}, "lab": lab(upstream.url, "sk-lab-1", "sk-lab-2")}
+        block = lab(upstream.url, "sk-lab-1", "sk-lab-2")
+        block["keys"][0]["limits"] = {"rpm": 500}
+        providers = {"demo": {}, "lab": block}
         more = {
+            "TOLLKEEPER_ROUTING__BREAKER__FAILURES": "1",
             "TOLLKEEPER_PROVIDERS": json.dumps(providers),
             "TOLLKEEPER_PRICES": json.dumps({"lab/*": {"input": 0.5, "output": 1.5}}),
         }
