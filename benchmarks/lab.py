@@ -28,8 +28,9 @@ providers:
     type: openai
     base_url: http://127.0.0.1:{mock}/v1
     keys: {keys}
+    limits: {limits}
 {secure}prices:
-  lab/json: {{input: 0.50, output: 1.50}}
+  lab/*: {{input: 0.50, output: 1.50}}
 telemetry:
   enabled: true
   database_url: sqlite+aiosqlite:///{database}
@@ -40,7 +41,15 @@ SECURE = """\
     type: openai
     base_url: https://127.0.0.1:{port}/v1
     keys: {keys}
+    limits: {limits}
 """
+KEYS = 16
+ENOUGH = {"rpm": 10**7, "rpd": 10**9, "tpm": 10**9, "tpd": 10**11, "concurrency": 10_000}
+"""Limits that are counted, and never reached."""
+LIMITS = {
+    "groups": {f"org-{i}": {"rpm": 10**7, "concurrency": 10_000} for i in range(KEYS)},
+    "models": {"*": ENOUGH},
+}
 
 
 @dataclass(frozen=True)
@@ -127,7 +136,7 @@ class Lab:
 
 
 class Gateway:
-    """One start of the gateway with authentication, rotation over three keys, and metering on."""
+    """One start of the gateway: authentication, 16 keys with limits of 8 models, and metering."""
 
     def __init__(self, lab: Lab, stack: contextlib.ExitStack, name: str = "gateway") -> None:
         self.lab = lab
@@ -166,15 +175,17 @@ class Gateway:
         keys = json.dumps(
             [
                 {"name": f"k{i}", "value": f"sk-bench-{i}", "quota_group": f"org-{i}"}
-                for i in (1, 2, 3)
+                for i in range(KEYS)
             ]
         )
         secure = ""
         if self.lab.tls_port:
-            secure = SECURE.format(port=self.lab.tls_port, keys=keys)
+            secure = SECURE.format(
+                port=self.lab.tls_port, keys=keys, limits=json.dumps(LIMITS)
+            )
         return CONFIG.format(
             port=self.port, master=self.master, mock=self.lab.mock_port, keys=keys, secure=secure,
-            database=self.database,
+            limits=json.dumps(LIMITS), database=self.database,
         )  # fmt: skip
 
     def _environment(self) -> dict[str, str]:

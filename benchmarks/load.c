@@ -55,6 +55,7 @@ static struct {
     long long requests, ramp;
 } want = {.path = "/v1/chat/completions", .model = "json", .key = "none", .connections = 1};
 static char request[4096];
+static char *digit; // of the model's name, "m1/" to "m8/": each request takes the next
 static int request_len, poller;
 static long long stop_at;
 
@@ -110,6 +111,7 @@ static void begin(struct conn *c) {
     c->head_len = c->line_len = c->mark_len = 0;
     c->begun = now_us();
     total.sent++;
+    if (digit) *digit = '1' + total.sent % 8;
     if (send(c->fd, request, request_len, MSG_NOSIGNAL) != request_len) shutdown(c->fd, SHUT_RDWR);
 }
 
@@ -307,6 +309,8 @@ static void compose_request(void) {
         "POST %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nUser-Agent: bench\r\nAccept: */*\r\nAuthorization: Bearer %s\r\n"
         "Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", want.path, want.port, want.key, len, text);
     if (request_len >= (int)sizeof request) exit(2);
+    digit = strstr(request, "m1/");
+    if (digit) digit++;
 }
 
 int main(int argc, char **argv) {

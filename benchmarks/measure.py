@@ -37,13 +37,13 @@ class Workload:
 
 LIVE_US = 20_000
 WORKLOADS = (
-    Workload("json-64", "JSON, 64 connections", "json", 64, most=20),
-    Workload("json-1", "JSON, 1 connection", "json", 1),
-    Workload("sse-fast", "16 streams at full speed", "sse-100-0", 16, 100, most=12),
-    Workload("sse-live", "200 live streams, 20 ms a chunk", f"sse-100-{LIVE_US}", 200, 100,
+    Workload("json-64", "JSON, 64 connections", "m1/json", 64, most=20),
+    Workload("json-1", "JSON, 1 connection", "m1/json", 1),
+    Workload("sse-fast", "16 streams at full speed", "m1/sse-100-0", 16, 100, most=12),
+    Workload("sse-live", "200 live streams, 20 ms a chunk", f"m1/sse-100-{LIVE_US}", 200, 100,
              ramp_us=LIVE_US, most=4),
-    Workload("sse-fast-tls", "16 streams at full speed, TLS", "sse-100-0", 16, 100, "tls"),
-    Workload("sse-live-tls", "200 live streams, TLS", f"sse-100-{LIVE_US}", 200, 100, "tls",
+    Workload("sse-fast-tls", "16 streams at full speed, TLS", "m1/sse-100-0", 16, 100, "tls"),
+    Workload("sse-live-tls", "200 live streams, TLS", f"m1/sse-100-{LIVE_US}", 200, 100, "tls",
              ramp_us=LIVE_US),
 )  # fmt: skip
 
