@@ -19,7 +19,13 @@ from proxy.routing.limits import DAY, MINUTE, Limit
 from proxy.routing.planner import Planner
 from proxy.routing.retries import RetryBudget
 from proxy.schema import Alias as AliasSettings
-from proxy.schema import LimitSettings, ProviderSettings, RoutingSettings, Settings
+from proxy.schema import (
+    BreakerSettings,
+    LimitSettings,
+    ProviderSettings,
+    RoutingSettings,
+    Settings,
+)
 from proxy.types import Target
 
 
@@ -91,8 +97,9 @@ class Builder:
                 changed=self._changed,
                 released=self._released,
             )
-        rules = BreakerRules(**routing.breaker.model_dump())
-        pool.configure(_keys(settings), settings.strategy, rules, routing.max_cooldown)
+        pool.configure(
+            _keys(settings), settings.strategy, _rules(routing.breaker), routing.max_cooldown
+        )
         pool.counters.configure(_allowances(settings))
         return pool
 
@@ -144,6 +151,17 @@ def _keys(settings: ProviderSettings) -> list[Key]:
         Key(key.name, key.value.get_secret_value(), key.quota_group, key.weight)
         for key in settings.keys
     ]
+
+
+def _rules(settings: BreakerSettings) -> BreakerRules:
+    return BreakerRules(
+        failures=settings.failures,
+        rate=settings.rate,
+        minimum=settings.minimum,
+        window=settings.window,
+        open_for=settings.open_for,
+        longest=settings.longest,
+    )
 
 
 def _allowances(settings: ProviderSettings) -> Allowances:

@@ -74,6 +74,17 @@ LIMITS = {
     "x_ratelimit_remaining_requests": "0",
     "x_ratelimit_reset_requests": "30s",
 }
+DAY = {
+    "error": {
+        "code": 429,
+        "message": "You exceeded your current quota",
+        "status": "RESOURCE_EXHAUSTED",
+        "details": [
+            {"violations": [{"quotaId": "GenerateRequestsPerDayPerProjectPerModel-FreeTier"}]},
+            {"retryDelay": "36s"},
+        ],
+    }
+}
 USAGE = {
     "prompt_tokens": 40,
     "completion_tokens": 12,
@@ -136,11 +147,13 @@ def configuration(upstream: Upstream) -> dict[str, Any]:
         "providers": {
             "lab": lab(base, "sk-limited", "sk-good"),
             "groq": {"base_url": base, "keys": [{"value": "gsk-1"}]},
+            "gemini": {"base_url": base, "keys": [{"value": "AIza-1", "limits": {"rpm": 10}}]},
             "broken": lab(base.replace("/v1", "/broken")),
             "ollama": {"base_url": base.replace("/v1", "/desk/v1")},
         },
         "models": {"fast": {"targets": ["lab/down", "lab/json"]}},
         "prices": {"lab/json": {"input": 0.5, "output": 1.5, "cached_input": 0.1}},
+        "routing": {"breaker": {"failures": 1}},
     }
 
 
@@ -148,6 +161,7 @@ async def live(gateway: Gateway, upstream: Upstream) -> None:
     """Every kind of call that there is."""
     upstream.by_key["sk-limited"] = error(429, "slow down", retry_after="60", **LIMITS)
     upstream.by_model |= {
+        "day": json_answer(DAY, 429),
         "down": error(500, "out of order", x_request_id="up-1"),
         "streamed": stream(streamed()),
         "cut": stream(words("a", "b")[:3], ends="cut"),
@@ -159,6 +173,7 @@ async def live(gateway: Gateway, upstream: Upstream) -> None:
     await gateway.chat("fast", "first", headers=WHO, **ASKED)
     await gateway.chat("lab/streamed", headers=WHO, stream=True, **ASKED)
     await gateway.chat("lab/unpriced")
+    await gateway.chat("gemini/day")
     with suppress(httpx.RemoteProtocolError):
         await gateway.chat("lab/cut", stream=True)
     await gateway.chat("groq/llama-3.1-8b-instant", stream=True)
@@ -242,13 +257,6 @@ SETTINGS = dict(settings())
 
 ONE_VALUE = {
     "server.workers": ({"server": {"workers": 2}}, "1"),
-    "models.*.strategy": (
-        {
-            "providers": {"ollama": None},
-            "models": {"a": {"targets": ["ollama/x"], "strategy": "x"}},
-        },
-        "fallback",
-    ),
 }
 """Settings that accept one value so far, so that nobody has to ask for it; and another value."""
 
@@ -315,7 +323,7 @@ CONTRACT = {
         tokens_per_second metadata
     """,
     "rate_limits": "provider model key_id account limit_type limit_limit remaining reset_time",
-    "provider_health": "provider model key_id is_healthy failure_rate consecutive_failures",
+    "provider_health": "provider model key_id is_healthy failure_rate consecutive_failures state",
     "tps_metrics": "provider model window_minutes window_start tps sample_count",
     "daily_costs": "date provider model_name agent_name tool_name client_id total_cost_usd",
     "system_metrics": "timestamp gpu_count cpu_percent memory_percent",
