@@ -386,10 +386,13 @@ def test_a_look_ends_no_rest_that_began_after_it() -> None:
     take(keys, "n")
     take(keys).failed(QUOTA, ErrorReason.QUOTA_EXCEEDED, 0)
     scout = take(keys, now=60)
+    longer = Verdict(Action.STOP, rests="group", cooldown=4000)
+    keys.park(keys.keys[0], "m", longer, RATE_LIMIT, 61)
     keys.park(keys.keys[0], "n", Verdict(Action.STOP, rests="key", cooldown=90), RATE_LIMIT, 61)
     scout.succeeded(62)
-    assert keys.lease("m", 62) is None
-    assert keys.lease("m", 151) is not None
+    assert keys.lease("n", 62) is None
+    assert keys.lease("n", 151) is not None
+    assert keys.lease("m", 4060) is None
 
 
 def test_who_looks_keeps_to_the_limits_and_is_counted() -> None:
