@@ -285,10 +285,10 @@ class Told:
         lacking = cost - (self._remaining - self._sent)
         if lacking <= 0:
             return 0.0
-        passed, spent = now - self._at, self._limit - self._remaining
-        if passed >= self._reset or spent <= 0:
+        spent = self._limit - self._remaining
+        if spent <= 0:
             return 0.0
-        return max(0.0, min(lacking * self._reset / spent, self._reset) - passed)
+        return max(0.0, min(lacking * self._reset / spent, self._reset) - (now - self._at))
 
     def take(self, now: float, tokens: int) -> None:
         self._sent += tokens if self.kind == "tokens" else 1
