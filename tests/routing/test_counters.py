@@ -151,6 +151,7 @@ def test_calls_that_are_under_way_while_a_limit_changes_are_settled_in_it() -> N
     for counter in taken:
         counter.take(NOW, 10)
     each.configure(allowance(60))
+    assert [_used(counter) for counter in each.of("k", "g", "m")] == [10, 1]
     for counter in taken:
         counter.ended(NOW, 10, 45)
     window, slots = each.of("k", "g", "m")
@@ -249,12 +250,16 @@ def test_ten_thousand_models_leave_few_counters_and_those_of_keys(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "_MOST", 100)
-    each = counters(keys={"k": rpm(20_000)}, models={"*": Allowance((), 3), "m*": rpm(5)})
+    each = counters(
+        keys={"k": rpm(20_000), "idle": rpm(5)}, models={"*": Allowance((), 3), "m*": rpm(5)}
+    )
+    assert not call(each, "idle")
     for number in range(10_000):
         model = f"{'mx'[number % 2]}{number}"
         assert not call(each, model=model)
         each.hear("g", model, [(name, b"99" if b"rem" in name else v) for name, v in TOLD], NOW)
-        assert len(each._counters) <= 102
+        assert len(each._counters) <= 103
         assert len(each._of) <= 100
         assert len(each._told) <= 100
     assert used(each)["k", "g", ""] == 10_000
+    assert used(each)["idle", "g", ""] == 1
