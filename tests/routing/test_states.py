@@ -113,6 +113,7 @@ def test_limits_are_shown_with_what_is_used_and_left_and_who_said_so() -> None:
     )
     for _ in range(2):
         assert keys.lease("m", NOW, tried=("k2",)) is not None
+    assert keys.lease("n", NOW, tried=("k1",)) is not None  # counts for another
     headers = [
         (b"x-ratelimit-limit-tokens", b"100"),
         (b"x-ratelimit-remaining-tokens", b"40"),
