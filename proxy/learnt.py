@@ -118,7 +118,7 @@ async def restore(connection: Reader, pools: Mapping[str, KeyPool]) -> None:
                 for use in await used(connection, pool.provider, seconds, at):
                     owner = (use.key_id or "none", use.account or "none", use.model)
                     when = now - (at - use.timestamp) / 1000
-                    pool.counters.replay(seconds, owner, when, use.requests, use.tokens)
+                    pool.counters.replay(seconds, owner, when, use.requests, use.tokens, now)
 
 
 def _counts(pool: KeyPool, now: float, at: int) -> Iterator[CountRecord]:

@@ -12,13 +12,17 @@ from datetime import tzinfo
 
 import msgspec
 
-from proxy.routing.limits import Counter, Daily, Limit, Sliding, Slots, Told, read_headers
+from proxy.routing.limits import DAY, Counter, Daily, Limit, Sliding, Slots, Told, read_headers
 
 _MOST = 4096  # (key, model) pairs and limits held; clients may name any model
+
+CONCURRENT = "concurrent"
 
 Owner = tuple[str, str, str]
 """Whose use is counted: the key's name ("" for all of the group), its quota group, and the model
 ("" for all)."""
+_Counted = dict[tuple[Owner, str], Sliding | Slots]
+"""Counters by their owner and type."""
 
 
 class Allowance(msgspec.Struct, frozen=True):
@@ -26,6 +30,9 @@ class Allowance(msgspec.Struct, frozen=True):
 
     limits: tuple[Limit, ...] = ()
     concurrency: int | None = None
+
+
+_NOTHING = Allowance()
 
 
 class Allowances(msgspec.Struct, frozen=True):
@@ -46,25 +53,29 @@ class Counters:
         self._wall = wall
         self._allowances = Allowances()
         self._patterns: list[tuple[re.Pattern[str], Allowance]] = []
-        self._counters: dict[tuple[Owner, str], Sliding | Slots] = {}
+        self._counters: _Counted = {}
         self._told: dict[tuple[str, str], dict[str, Told]] = {}
-        self._of: dict[tuple[str, str], tuple[Counter, ...]] = {}
+        self._of: dict[Owner, tuple[Counter, ...]] = {}
         self._part = 1.0
 
     def configure(self, allowances: Allowances) -> None:
-        """What may be used from now on; what was counted against an unchanged limit stays."""
+        """What may be used from now on; what was counted against a limit stays if that does, be
+        it with another amount."""
         self._allowances = allowances
         self._patterns = [(_pattern(name), each) for name, each in allowances.models.items()]
+        before, self._counters = self._counters, {}
+        for owner in dict.fromkeys(owner for owner, _ in before):
+            self._counters |= self._counted(owner, before)
         self._of.clear()
         self.version += 1
 
     def of(self, key: str, group: str, model: str) -> tuple[Counter, ...]:
         """Every counter that a call with this key to this model has to pass."""
-        found = self._of.get((key, model))
+        found = self._of.get((key, group, model))
         if found is None:
             if len(self._of) >= _MOST:
                 self._of.clear()
-            found = self._of[key, model] = tuple(self._gather(key, group, model))
+            found = self._of[key, group, model] = tuple(self._gather(key, group, model))
         return found
 
     def hear(
@@ -86,9 +97,8 @@ class Counters:
     def share(self, part: float) -> None:
         """Use only this part of each limit, because others use the rest unseen."""
         self._part = part
-        for counter in self._counters.values():
-            if isinstance(counter, Sliding):
-                counter.share(part)
+        for _, window in self.windows():
+            window.allow(window.limit, part)
         self.version += 1
 
     def windows(self) -> Iterator[tuple[Owner, Sliding]]:
@@ -122,10 +132,13 @@ class Counters:
         configured = [*each.keys.values(), *each.groups.values(), *each.models.values()]
         return any(limit.seconds == seconds for one in configured for limit in one.limits)
 
-    def replay(self, seconds: int, owner: Owner, when: float, requests: int, tokens: int) -> None:
+    def replay(
+        self, seconds: int, owner: Owner, when: float, requests: int, tokens: int, now: float
+    ) -> None:
         """Count what was used before this process began; ``owner`` names key, group and model."""
         for counter in self.of(*owner):
             if isinstance(counter, Sliding) and counter.limit.seconds == seconds:
+                counter.forget(now)
                 counter.add(when, tokens if counter.limit.kind == "tokens" else requests)
 
     def block(self, name: str, until: float) -> None:
@@ -135,47 +148,53 @@ class Counters:
                 window.blocked_until = until
 
     def _gather(self, key: str, group: str, model: str) -> Iterator[Counter]:
-        configured = self._allowances
-        yield from self._counted((key, group, ""), configured.keys.get(key))
-        yield from self._counted(("", group, ""), configured.groups.get(group))
-        for pattern, allowance in self._patterns:
-            if pattern.fullmatch(model):
-                yield from self._counted(("", group, model), allowance)
-                break
+        for owner in ((key, group, ""), ("", group, ""), ("", group, model)):
+            counted = self._counted(owner, self._counters)
+            if counted:
+                self._make_room()
+                self._counters |= counted
+            yield from counted.values()
         yield from self._told.get((group, model), {}).values()
 
-    def _counted(self, owner: Owner, allowance: Allowance | None) -> Iterator[Counter]:
-        if allowance is None:
-            return
+    def _counted(self, owner: Owner, known: _Counted) -> _Counted:
+        """All that is counted for one owner: what is known of it, and what is new."""
+        counted: _Counted = {}
+        allowance = self._allowance(*owner)
         for limit in allowance.limits:
-            known = self._counters.get((owner, limit.type))
-            if not isinstance(known, Sliding) or known.limit.amount != limit.amount:
-                known = self._new(owner, limit)
-            yield known
+            window = known.get((owner, limit.type))
+            if not isinstance(window, Sliding):
+                window = self._window(_name(owner, limit.type), limit)
+            window.allow(limit, self._part)
+            counted[owner, limit.type] = window
         if allowance.concurrency is not None:
-            slots = self._counters.get((owner, "concurrent"))
+            slots = known.get((owner, CONCURRENT))
             if not isinstance(slots, Slots):
-                slots = self._counters[owner, "concurrent"] = Slots(_name(owner, "concurrent"), 0)
+                slots = Slots(_name(owner, CONCURRENT), 0)
             slots.amount = allowance.concurrency
-            yield slots
+            counted[owner, CONCURRENT] = slots
+        return counted
 
-    def _new(self, owner: Owner, limit: Limit) -> Sliding:
-        if len(self._counters) >= _MOST:  # of models that nobody uses
+    def _allowance(self, key: str, group: str, model: str) -> Allowance:
+        configured = self._allowances
+        if key:
+            return configured.keys.get(key, _NOTHING)
+        if not model:
+            return configured.groups.get(group, _NOTHING)
+        matching = (each for pattern, each in self._patterns if pattern.fullmatch(model))
+        return next(matching, _NOTHING)
+
+    def _window(self, name: str, limit: Limit) -> Sliding:
+        if limit.seconds == DAY and self._day is not None:
+            return Daily(name, limit, self._day, self._wall)
+        return Sliding(name, limit)
+
+    def _make_room(self) -> None:
+        """Clients may name any model: forget those that nobody uses, or else all of them."""
+        if len(self._counters) >= _MOST:
+            lasting = {place: each for place, each in self._counters.items() if not place[0][2]}
             used = {place: each for place, each in self._counters.items() if each.used}
-            self._counters = used if len(used) < _MOST else {}
+            self._counters = lasting | used if len(lasting | used) < _MOST else lasting
             self._of.clear()
-        name = _name(owner, limit.type)
-        window: Sliding
-        if limit.seconds > 3600 and self._day is not None:
-            window = Daily(name, limit, self._day, self._wall)
-        else:
-            window = Sliding(name, limit)
-        before = self._counters.get((owner, limit.type))
-        if isinstance(before, Sliding):
-            window.inherit(before)
-        window.share(self._part)
-        self._counters[owner, limit.type] = window
-        return window
 
 
 def _name(owner: Owner, type: str) -> str:
@@ -183,4 +202,4 @@ def _name(owner: Owner, type: str) -> str:
 
 
 def _pattern(name: str) -> re.Pattern[str]:
-    return re.compile(".*".join(map(re.escape, name.split("*"))))
+    return re.compile(".*".join(map(re.escape, name.split("*"))), re.DOTALL)

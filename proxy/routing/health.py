@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import msgspec
 
@@ -30,7 +30,7 @@ class Health:
         self._provider = provider
         self._rules = rules
         self._changed = changed
-        self._latencies: dict[tuple[str, str, bool], Latency] = {}
+        self._latencies: dict[tuple[str, bool], dict[str, Latency]] = {}  # the latter by key
         self._busy: dict[str, int] = {}
 
     def configure(self, rules: BreakerRules) -> None:
@@ -98,17 +98,27 @@ class Health:
 
     def latency(self, key: str, model: str, stream: bool, now: float) -> float | None:
         """Seconds to the first token of late, with one key or ("") any; None: never measured."""
-        latency = self._latencies.get((key, model, stream))
-        return None if latency is None else latency.value(now)
+        return self.latencies((key,), model, stream, now)[0]
+
+    def latencies(
+        self, keys: Iterable[str], model: str, stream: bool, now: float
+    ) -> list[float | None]:
+        """The same for each of several keys."""
+        known = self._latencies.get((model, stream))
+        if known is None:
+            return [None for _ in keys]
+        return [None if (each := known.get(key)) is None else each.value(now) for key in keys]
 
     def measure(self, key: str, model: str, stream: bool, now: float, first: float | None) -> None:
         """Seconds to a first token; None: there was none, the call failed."""
-        place = (key, model, stream)
-        latency = self._latencies.get(place)
-        if latency is None:
+        known = self._latencies.get((model, stream))
+        if known is None:
             if len(self._latencies) >= _MOST:
                 self._latencies.clear()
-            latency = self._latencies[place] = Latency()
+            known = self._latencies[model, stream] = {}
+        latency = known.get(key)
+        if latency is None:
+            latency = known[key] = Latency()
         if first is None:
             latency.failed(now)
         else:

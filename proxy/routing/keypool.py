@@ -11,6 +11,8 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from operator import attrgetter
 from typing import Any, Literal
 
+import msgspec
+
 from proxy.errors import ErrorReason
 from proxy.routing.affinity import Affinity, rendezvous
 from proxy.routing.breaker import BreakerRules
@@ -20,10 +22,11 @@ from proxy.routing.health import Health
 from proxy.routing.key import Key
 from proxy.routing.latency import pick
 from proxy.routing.limits import Counter, Sliding
-from proxy.routing.rests import LONGEST, Place, Rests, places
+from proxy.routing.rests import LONGEST, Place, Rest, Rests
 from proxy.types import Source, Verdict
 
 _MOST = 4096  # models for which the keys are held ready; clients may name any
+_LOOK_AGAIN = 10.0  # seconds after which a used-up limit is read again: a clock may have been set
 
 KeyStrategy = Literal[
     "fallback", "weighted", "round_robin", "least_busy", "lowest_latency", "sticky"
@@ -56,7 +59,7 @@ class KeyPool:
         self._changed = changed
         self._on_release = released
         self._sessions = Affinity()
-        self._ready: dict[str, _Ready] = {}
+        self._surveys: dict[str, _Ready] = {}
         self._turn = 0.0
         self._changes = 0
         self.configure(keys)
@@ -68,11 +71,15 @@ class KeyPool:
         rules: BreakerRules = BreakerRules(),  # noqa: B008 (it is frozen)
         longest: float = LONGEST,
     ) -> None:
-        """Use these keys in this way from now on. What was learnt stays, also of a known key."""
-        known = {(key.name, key.secret): key for key in self.keys}
+        """Use these keys in this way from now on. What was learnt stays, also of a known key. One
+        of that name with another secret is a new key, but as an operator left the old one."""
+        known = {key.name: key for key in self.keys}
         self.keys = []
         for order, key in enumerate(keys):
-            kept = known.get((key.name, key.secret), key)
+            kept = known.get(key.name, key)
+            if kept.secret != key.secret:
+                key.disabled, kept = kept.disabled, key
+                self._lift([("key", key.name, "")])
             kept.quota_group, kept.weight, kept.order = key.quota_group, key.weight, order
             kept.load = kept.in_flight / kept.weight
             kept.turn = max(kept.turn, self._turn + 0.5 / kept.weight)
@@ -100,36 +107,24 @@ class KeyPool:
         """
         if self._shut(model, now):
             return None
-        ready = self._ready.get(model)
-        if ready is None or ready.version != self._version or now >= ready.until:
-            ready = self._survey(model, now)
+        ready = self._ready(model, now)
         keys: Sequence[Key] = ready.keys
         if tried:
             keys = [key for key in keys if key.name not in tried]
         while keys:
             key = keys[0] if len(keys) == 1 else self._choose(keys, model, now, session, stream)
             counters = self.counters.of(key.name, key.quota_group, model)
-            full = _full(counters, now, tokens) if counters else None
+            full = _full(counters, now, tokens)
             if full is None:
                 return self._take(key, model, now, counters, tokens, session, stream)
             keys = [other for other in keys if other is not key]
             if isinstance(full, Sliding) and full.limit.kind == "requests":
-                ready.without(key, now + full.wait(now, tokens))
-        scout = self._scout(model, now, tried) if self.rests else None
-        if scout is None:
-            return None
-        lease = self._take(scout, model, now, (), tokens, session, stream)
-        lease.lifts = True
-        return lease
+                ready.without(key, now + min(full.wait(now, tokens), _LOOK_AGAIN))
+        return self._scout(model, now, tried, tokens, session, stream) if self.rests else None
 
     def open(self, model: str, now: float) -> bool:
         """Whether a call to a model may probably go; its limits are not looked at."""
-        if self._shut(model, now):
-            return False
-        ready = self._ready.get(model)
-        if ready is None or ready.version != self._version or now >= ready.until:
-            ready = self._survey(model, now)
-        return bool(ready.keys)
+        return not self._shut(model, now) and bool(self._ready(model, now).keys)
 
     def healthy(self, now: float) -> Key | None:
         """A key that rests for nothing, to ask a question with that counts as no call."""
@@ -176,16 +171,21 @@ class KeyPool:
             self._changed(Switched(self.provider, key))
         return key
 
-    @property
-    def _version(self) -> int:
-        return self.rests.version + self.counters.version + self._changes
-
     def _shut(self, model: str, now: float) -> bool:
         if self.health.wait(model, now) > 0:
             return True
         return bool(self.rests) and self.rests.at(("target", "", model), now) is not None
 
-    def _survey(self, model: str, now: float) -> _Ready:
+    def _ready(self, model: str, now: float) -> _Ready:
+        ready = self._surveys.get(model)
+        version = self.rests.version + self.counters.version + self._changes
+        if ready is None or ready.version != version or now >= ready.until:
+            if len(self._surveys) >= _MOST:
+                self._surveys.clear()
+            ready = self._surveys[model] = self._survey(model, now, version)
+        return ready
+
+    def _survey(self, model: str, now: float, version: int) -> _Ready:
         keys = []
         until = math.inf
         for key in self.keys:
@@ -196,10 +196,7 @@ class KeyPool:
                 keys.append(key)
             else:
                 until = min(until, rest.until)
-        if len(self._ready) >= _MOST:
-            self._ready.clear()
-        ready = self._ready[model] = _Ready(keys, until, self._version)
-        return ready
+        return _Ready(keys, until, version)
 
     def _choose(
         self, keys: Sequence[Key], model: str, now: float, session: str | None, stream: bool
@@ -212,7 +209,7 @@ class KeyPool:
             names = [key.name for key in keys]
             return keys[rendezvous(session, names, [key.weight for key in keys])]
         if self._strategy == "lowest_latency":
-            values = [self.health.latency(key.name, model, stream, now) for key in keys]
+            values = self.health.latencies([key.name for key in keys], model, stream, now)
             return keys[pick(values, [key.in_flight for key in keys], self._chance())]
         return min(keys, key=self._rank)
 
@@ -239,16 +236,25 @@ class KeyPool:
         probe = self.health.begin(model, now)
         return KeyLease(self, key, model, now, counters, tokens, stream, probe)
 
-    def _scout(self, model: str, now: float, tried: Collection[str]) -> Key | None:
-        """A key whose rest lets one call look whether it is over before its time."""
+    def _scout(
+        self,
+        model: str,
+        now: float,
+        tried: Collection[str],
+        tokens: int,
+        session: str | None,
+        stream: bool,
+    ) -> KeyLease | None:
+        """Take a key whose rests let one call look whether they are over before their time."""
         for key in self.keys:
-            if key.disabled or key.name in tried:
+            name, group = key.name, key.quota_group
+            if key.disabled or name in tried or self.rests.wait(name, group, model, now) > 0:
                 continue
-            rest = self.rests.of(key.name, key.quota_group, model, now)
-            if rest is not None and rest.probe_at is not None and rest.probe_at <= now:
-                rest.probe_wait *= 2
-                rest.probe_at = now + rest.probe_wait
-                return key
+            counters = self.counters.of(name, group, model)
+            if _full(counters, now, tokens) is None:
+                lease = self._take(key, model, now, counters, tokens, session, stream)
+                lease.lifts = self.rests.scout(name, group, model, now)
+                return lease
         return None
 
     def _release(self, lease: KeyLease, sent: bool) -> None:
@@ -256,19 +262,22 @@ class KeyPool:
         key.in_flight -= 1
         key.load = key.in_flight / key.weight
         self.health.end(lease.model, lease.probe)
-        for counter in lease.counters:
-            if sent:
+        if sent:
+            for counter in lease.counters:
                 counter.ended(lease.taken, lease.tokens, lease.used)
-            else:
+        else:
+            for counter in lease.counters:
                 counter.undone(lease.taken, lease.tokens)
+            self.rests.unscout(lease.lifts)
+            self._changes += 1  # what was used up may not be any more
         self._on_release()
 
     def _succeeded(self, lease: KeyLease, now: float, first: float | None) -> None:
         key, model = lease.key, lease.model
         key.succeeded += 1
-        if self.rests and lease.lifts:
-            self._lift(places(key.name, key.quota_group, model))
-        elif self.rests:
+        if self.rests:
+            over = [place for place, rest in lease.lifts if self.rests.at(place, now) is rest]
+            self._lift(over)  # and no rest that began since this call looks whether it is over
             self.rests.over(key.name, key.quota_group, model, now)
         if first is not None:
             self._measure(lease, now, first)
@@ -295,74 +304,48 @@ class KeyPool:
             self.health.measure(lease.key.name, lease.model, lease.stream, now, first)
 
 
-class KeyLease:
+class KeyLease(msgspec.Struct, eq=False):
     """A key in use. It counts as in flight until it is released; releasing twice does nothing.
 
-    ``probe``: this call decides over a half-open breaker; ``lifts``: it looks whether a rest is
-    over early. ``used`` is the tokens that the call used, None as long as that is unknown;
-    ``settle`` is told of it at the end.
+    ``probe``: this call decides over a half-open breaker. ``lifts`` are the rests of which it looks
+    whether they are over early. ``used`` is the tokens that the call used, None as long as that is
+    unknown; ``settle`` is told of it at the end.
     """
 
-    __slots__ = (
-        "_pool",
-        "_released",
-        "counters",
-        "key",
-        "lifts",
-        "model",
-        "probe",
-        "settle",
-        "stream",
-        "taken",
-        "tokens",
-        "used",
-    )
-
-    def __init__(
-        self,
-        pool: KeyPool,
-        key: Key,
-        model: str,
-        taken: float,
-        counters: tuple[Counter, ...],
-        tokens: int,
-        stream: bool,
-        probe: bool,
-    ) -> None:
-        self._pool = pool
-        self._released = False
-        self.key = key
-        self.model = model
-        self.taken = taken
-        self.counters = counters
-        self.tokens = tokens
-        self.stream = stream
-        self.probe = probe
-        self.lifts = False
-        self.used: int | None = None
-        self.settle: Callable[[int | None], None] | None = None
+    pool: KeyPool
+    key: Key
+    model: str
+    taken: float
+    counters: tuple[Counter, ...]
+    tokens: int
+    stream: bool
+    probe: bool
+    lifts: Sequence[tuple[Place, Rest]] = ()
+    used: int | None = None
+    settle: Callable[[int | None], None] | None = None
+    released: bool = False
 
     @property
     def provider(self) -> str:
-        return self._pool.provider
+        return self.pool.provider
 
     def release(self, *, sent: bool = True) -> None:
         """The call has ended, however it did; ``sent`` False: it was never made."""
-        if not self._released:
-            self._released = True
-            self._pool._release(self, sent)
+        if not self.released:
+            self.released = True
+            self.pool._release(self, sent)
             if self.settle is not None:
                 self.settle(self.used)
 
     def succeeded(self, now: float, first: float | None = None) -> None:
         """The call went well; ``first`` is the seconds to its first token, or to its answer."""
-        self._pool._succeeded(self, now, first)
+        self.pool._succeeded(self, now, first)
 
     def failed(
         self, verdict: Verdict, reason: ErrorReason, now: float, source: Source = "local"
     ) -> Parked | None:
         """The call failed; what rests for it, if anything does. ``source`` said for how long."""
-        return self._pool._failed(self, verdict, reason, now, source)
+        return self.pool._failed(self, verdict, reason, now, source)
 
 
 class _Ready:

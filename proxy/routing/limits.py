@@ -7,7 +7,6 @@ key which would certainly be refused is not asked at all.
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable, Iterable
 from datetime import tzinfo
 from typing import Literal, Protocol
@@ -72,7 +71,18 @@ class Sliding:
     ``share`` is this process's part of the limit, where several share it and cannot ask each other.
     """
 
-    __slots__ = ("_away", "_counts", "_step", "blocked_until", "limit", "name", "room", "used")
+    __slots__ = (
+        "_by_tokens",
+        "_counts",
+        "_stale",
+        "_step",
+        "_step_ends",
+        "blocked_until",
+        "limit",
+        "name",
+        "room",
+        "used",
+    )
 
     def __init__(self, name: str, limit: Limit) -> None:
         self.name = name
@@ -80,58 +90,69 @@ class Sliding:
         self.room = limit.amount
         self.used = 0
         self.blocked_until = 0.0  # another gateway has used it up
+        self._by_tokens = limit.kind == "tokens"
         self._step = limit.seconds / STEPS
-        self._counts: deque[list[int]] = deque()  # [step, count]
+        self._step_ends = -math.inf  # of the newest step
+        self._stale = math.inf  # when something no longer counts
+        self._counts: list[list[int]] = []  # [step, count], the oldest first
 
     @property
     def why(self) -> str:
         return f"{self.limit.type} {self.used}/{self.room}"
 
-    def share(self, part: float) -> None:
-        self.room = max(1, math.floor(self.limit.amount * part))
+    def allow(self, limit: Limit, part: float) -> None:
+        """Hold to another amount in as many seconds, and to this part of it."""
+        self.limit = limit
+        self.room = max(1, math.floor(limit.amount * part))
 
     def wait(self, now: float, tokens: int) -> float:
-        self._forget(now)
-        cost = tokens if self.limit.kind == "tokens" else 1
+        if now >= self._stale:
+            self.forget(now)
+        cost = tokens if self._by_tokens else 1
         # One call may always go: what it was expected to use was only a guess.
         if self.used + cost <= self.room or not self.used:
-            return max(0.0, self.blocked_until - now)
-        over, gone = self.used + cost - self.room, 0
-        for gone, count in self._counts:  # noqa: B007 (the step that makes room, else the last)
-            over -= count
-            if over <= 0:
-                break
-        return max(1e-3, (gone + STEPS + 1) * self._step - now, self.blocked_until - now)
+            return 0.0 if now >= self.blocked_until else self.blocked_until - now
+        return max(1e-3, self._frees(cost) - now, self.blocked_until - now)
 
     def take(self, now: float, tokens: int) -> None:
-        self.add(now, tokens if self.limit.kind == "tokens" else 1)
+        cost = tokens if self._by_tokens else 1
+        if now < self._step_ends:
+            self._counts[-1][1] += cost
+            self.used += cost
+        else:
+            self.add(now, cost)
 
     def ended(self, taken: float, expected: int, used: int | None) -> None:
-        if self.limit.kind == "tokens" and used is not None and used != expected:
+        if self._by_tokens and used is not None and used != expected:
             self.add(taken, used - expected)
 
     def undone(self, taken: float, expected: int) -> None:
-        self.add(taken, -expected if self.limit.kind == "tokens" else -1)
+        self.add(taken, -expected if self._by_tokens else -1)
 
     def add(self, when: float, count: int) -> None:
         """Count in the step that ``when`` falls into; what is no longer in the window is gone."""
         step = int(when // self._step)
         counts = self._counts
-        if not counts or counts[-1][0] < step:
-            if count > 0:
-                counts.append([step, count])
-                self.used += count
-            return
-        for entry in reversed(counts):
-            if entry[0] == step:
-                change = max(count, -entry[1])
-                entry[1] += change
-                self.used += change
-                return
+        place = len(counts)
+        while place and counts[place - 1][0] > step:
+            place -= 1
+        if place and counts[place - 1][0] == step:
+            entry = counts[place - 1]
+            change = max(count, -entry[1])
+            entry[1] += change
+            self.used += change
+        elif count > 0 and (not counts or step >= counts[-1][0] - STEPS):
+            counts.insert(place, [step, count])
+            self.used += count
+            self._stale = self._gone(counts[0][0])
+            self._step_ends = (counts[-1][0] + 1) * self._step
 
-    def inherit(self, other: Sliding) -> None:
-        """Go on with the counts of a window of the same length and another limit."""
-        self.used, self._counts = other.used, other._counts
+    def forget(self, now: float) -> None:
+        """Let go of what no longer counts."""
+        counts, oldest = self._counts, int(now // self._step) - STEPS
+        while counts and counts[0][0] < oldest:
+            self.used -= counts.pop(0)[1]
+        self._stale = self._gone(counts[0][0]) if counts else math.inf
 
     def started(self, now: float) -> int | None:
         """When a fixed window began, UTC milliseconds; None for one that slides."""
@@ -139,56 +160,66 @@ class Sliding:
 
     def resets(self, now: float) -> float:
         """Seconds until nothing of what was used counts any more."""
-        self._forget(now)
-        last = self._counts[-1][0] if self._counts else None
-        return 0.0 if last is None else max(0.0, (last + STEPS + 1) * self._step - now)
+        self.forget(now)
+        return max(0.0, self._gone(self._counts[-1][0]) - now) if self.used else 0.0
 
-    def _forget(self, now: float) -> None:
-        counts, oldest = self._counts, int(now // self._step) - STEPS
-        while counts and counts[0][0] < oldest:
-            self.used -= counts.popleft()[1]
+    def _frees(self, cost: int) -> float:
+        """When enough is gone for a call, or all of it."""
+        over, gone = self.used + cost - self.room, 0
+        for gone, count in self._counts:  # noqa: B007 (the last, if none makes enough room)
+            over -= count
+            if over <= 0:
+                break
+        return self._gone(gone)
+
+    def _gone(self, step: int) -> float:
+        """When nothing of a step counts any more."""
+        return (step + STEPS + 1) * self._step
 
 
 class Daily(Sliding):
-    """Counts from one midnight of the provider's to the next. ``wall`` is epoch seconds."""
+    """Counts from one midnight of the provider's to the next. ``wall`` is epoch seconds.
 
-    __slots__ = ("_begins", "_ends", "_wall", "_zone")
+    The wall clock decides, which may be set: it is read again every second.
+    """
+
+    __slots__ = ("_begins", "_midnight", "_next_midnight", "_wall", "_zone")
 
     def __init__(self, name: str, limit: Limit, zone: tzinfo, wall: Callable[[], float]) -> None:
         super().__init__(name, limit)
         self._zone = zone
         self._wall = wall
-        self._begins = self._ends = -math.inf
+        self._stale = -math.inf
+        self._begins = -math.inf  # the last midnight, on the clock of the calls
+        self._midnight = self._next_midnight = -math.inf  # on the wall clock
 
-    def wait(self, now: float, tokens: int) -> float:
-        self._forget(now)
-        cost = tokens if self.limit.kind == "tokens" else 1
-        if self.used + cost <= self.room or not self.used:
-            return max(0.0, self.blocked_until - now)
-        return max(1e-3, self._ends - now)
+    def take(self, now: float, tokens: int) -> None:
+        self.used += tokens if self._by_tokens else 1
 
     def add(self, when: float, count: int) -> None:
-        self._forget(when)
         if when >= self._begins:
             self.used = max(0, self.used + count)
 
-    def inherit(self, other: Sliding) -> None:
-        if isinstance(other, Daily):
-            self.used, self._begins, self._ends = other.used, other._begins, other._ends
+    def forget(self, now: float) -> None:
+        wall = self._wall()
+        if not self._midnight <= wall < self._next_midnight:
+            first, last = day(wall, self._zone)
+            if first > self._midnight:  # else the clock was set back: what was used still counts
+                self.used = 0
+            self._midnight, self._next_midnight = first, last
+        self._begins = now - (wall - self._midnight)
+        self._stale = now + min(1.0, self._next_midnight - wall)
 
     def started(self, now: float) -> int | None:
-        self._forget(now)
-        return round((self._wall() - (now - self._begins)) * 1000)
+        self.forget(now)
+        return round(self._midnight * 1000)
 
     def resets(self, now: float) -> float:
-        self._forget(now)
-        return self._ends - now if self.used else 0.0
+        self.forget(now)
+        return self._next_midnight - self._wall() if self.used else 0.0
 
-    def _forget(self, now: float) -> None:
-        if now >= self._ends:
-            wall = self._wall()
-            first, last = day(wall, self._zone)
-            self._begins, self._ends, self.used = now - (wall - first), now + (last - wall), 0
+    def _frees(self, cost: int) -> float:
+        return self._begins + self._next_midnight - self._midnight
 
 
 class Slots:
@@ -254,10 +285,10 @@ class Told:
         lacking = cost - (self._remaining - self._sent)
         if lacking <= 0:
             return 0.0
-        passed, spent = now - self._at, self._limit - self._remaining
-        if passed >= self._reset or spent <= 0:
+        spent = self._limit - self._remaining
+        if spent <= 0:
             return 0.0
-        return max(0.0, min(lacking * self._reset / spent, self._reset) - passed)
+        return max(0.0, min(lacking * self._reset / spent, self._reset) - (now - self._at))
 
     def take(self, now: float, tokens: int) -> None:
         self._sent += tokens if self.kind == "tokens" else 1
@@ -266,20 +297,27 @@ class Told:
         pass  # the answer has told
 
     def undone(self, taken: float, expected: int) -> None:
-        self._sent -= expected if self.kind == "tokens" else 1
+        self._sent = max(0, self._sent - (expected if self.kind == "tokens" else 1))
 
 
 def read_headers(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[str, int, int, float]]:
-    """Kind, limit, what remains, and seconds until the limit is whole again, where all are told."""
+    """Kind, limit, what remains, and seconds until the limit is whole again, where all are told.
+
+    What is out of all bounds is not believed: a reset may be an instant, or in milliseconds.
+    """
     fields = dict(headers)
     found = []
     for kind, names in _FIELDS:
         limit, remaining, reset = (fields.get(name) for name in names)
-        if limit and remaining and reset and limit.isdigit() and remaining.isdigit():
+        if limit and remaining and reset and _is_count(limit) and _is_count(remaining):
             seconds = duration(reset.decode("latin-1"))
-            if seconds is not None and len(limit) < 16:
+            if seconds is not None and seconds <= DAY:
                 found.append((kind, int(limit), int(remaining), seconds))
     return found
+
+
+def _is_count(figure: bytes) -> bool:
+    return figure.isdigit() and len(figure) < 16
 
 
 _FIELDS = [

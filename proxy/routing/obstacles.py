@@ -13,7 +13,7 @@ from proxy.routing.rests import State
 
 
 class Obstacle(msgspec.Struct, frozen=True):
-    """``wait`` is seconds; ``math.inf``: until another call ends, or an operator helps."""
+    """``wait`` is seconds; ``math.inf``: until an operator helps."""
 
     wait: float
     why: str
@@ -26,23 +26,26 @@ def obstacle(pool: KeyPool, model: str, now: float, tokens: int = 0) -> Obstacle
     target = target_obstacle(pool, model, now)
     if target is not None:
         return target
-    first = Obstacle(math.inf, "no key is configured", "disabled", "disabled")
+    first: Obstacle | None = None
     for key in pool.keys:
         found = key_obstacle(pool, key, model, now, tokens)
         if found is None:
             return None
-        first = min(first, found, key=lambda each: (each.wait, each.kind == "disabled"))
-    return first
+        if first is None or found.wait < first.wait:
+            first = found
+    return first or Obstacle(math.inf, "no key is configured", "disabled", "disabled")
 
 
 def target_obstacle(pool: KeyPool, model: str, now: float) -> Obstacle | None:
     """What keeps any key from a model: its breaker, or a provider without capacity."""
     wait = pool.health.wait(model, now)
+    rest = pool.rests.at(("target", "", model), now)
+    if rest is not None and rest.until - now > wait:
+        return Obstacle(rest.until - now, str(rest.reason), "breaker")
     if wait > 0:
         state = pool.health.breakers[model].state.replace("_", "-")
         return Obstacle(wait, f"breaker {state}", "breaker")
-    rest = pool.rests.at(("target", "", model), now)
-    return None if rest is None else Obstacle(rest.until - now, str(rest.reason), "breaker")
+    return None
 
 
 def key_obstacle(
@@ -51,11 +54,13 @@ def key_obstacle(
     """What keeps one key from a model; None if it may be used."""
     if key.disabled:
         return Obstacle(math.inf, "disabled by an operator", "disabled", "disabled")
-    rest = pool.rests.of(key.name, key.quota_group, model, now)
-    if rest is not None:
-        wait = (rest.until if rest.probe_at is None else rest.probe_at) - now
-        return Obstacle(wait, str(rest.reason), "rest", rest.state) if wait > 0 else None
-    for counter in pool.counters.of(key.name, key.quota_group, model):
-        if (wait := counter.wait(now, tokens)) > 0:
-            return Obstacle(wait, counter.why, "limit")
-    return None
+    name, group = key.name, key.quota_group
+    longest: Obstacle | None = None
+    rest = pool.rests.of(name, group, model, now)
+    if rest is not None and (wait := pool.rests.wait(name, group, model, now)) > 0:
+        longest = Obstacle(wait, str(rest.reason), "rest", rest.state)
+    for counter in pool.counters.of(name, group, model):
+        wait = counter.wait(now, tokens)
+        if wait > (longest.wait if longest is not None else 0):
+            longest = Obstacle(wait, counter.why, "limit")
+    return longest

@@ -5,7 +5,7 @@ A rest ends by itself; a longer one is never shortened, and none is longer than 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 import msgspec
@@ -40,6 +40,11 @@ class Rest(msgspec.Struct):
     probe_at: float | None = None
     probe_wait: float = 0.0
 
+    @property
+    def opens(self) -> float:
+        """When a call may go, if only to look."""
+        return self.until if self.probe_at is None else min(self.until, self.probe_at)
+
 
 class Rests:
     """The rests of one provider. ``version`` changes with every change of them."""
@@ -65,23 +70,28 @@ class Rests:
         Calls that were under way together are refused together: only a refusal after a rest is
         over is one more in a row.
         """
-        old = self._rests.get(place)
-        resting = old is not None and old.until > now
-        count = 1 if old is None else old.count + (not resting)
+        known = self._rests.get(place)
+        old = self.at(place, now)
+        count = 1 if known is None else known.count + (old is None)
         if seconds is None:
             seconds = KEY_SECONDS if place[0] == "key" else BACKOFF[min(count, len(BACKOFF)) - 1]
         rest = Rest(now + min(seconds, self.longest), reason, count, state_of(place, reason))
         if probe_after is not None and probe_after < seconds:
             rest.probe_at, rest.probe_wait = now + probe_after, probe_after
-        if old is not None and resting and old.until >= rest.until:
-            rest = old
+            if old is not None and old.probe_at is not None:  # who looked in vain looks less often
+                rest.probe_at = max(rest.probe_at, old.probe_at)
+                rest.probe_wait = max(rest.probe_wait, old.probe_wait)
         return self.keep(place, rest, now)
 
     def keep(self, place: Place, rest: Rest, now: float) -> Rest:
-        """Take a rest as it is: from the database, or from another gateway."""
+        """Take a rest as it is, from the database or from another gateway, unless one that is
+        under way is longer; which of the two holds."""
+        rest.until = min(rest.until, now + self.longest)
+        old = self.at(place, now)
+        if old is not None and old.until >= rest.until:
+            return old
         if len(self._rests) >= _MOST:
             self._forget(now)
-        rest.until = min(rest.until, now + self.longest)
         self._rests[place] = rest
         self.version += 1
         return rest
@@ -95,6 +105,26 @@ class Rests:
                 if rest is not None and rest.until > now:
                     longest = rest if longest is None or rest.until > longest.until else longest
         return longest
+
+    def wait(self, key: str, group: str, model: str, now: float) -> float:
+        """Seconds until a key may be used for a model, if only to look; 0.0: now."""
+        rests = self._under_way(key, group, model, now)
+        return max(0.0, max((rest.opens for _, rest in rests), default=now) - now)
+
+    def scout(self, key: str, group: str, model: str, now: float) -> list[tuple[Place, Rest]]:
+        """A call goes to look whether these rests are over: the next that does goes later."""
+        scouted = list(self._under_way(key, group, model, now))
+        for _, rest in scouted:
+            rest.probe_wait *= 2
+            rest.probe_at = now + rest.probe_wait
+        return scouted
+
+    def unscout(self, scouted: Iterable[tuple[Place, Rest]]) -> None:
+        """That call was never made: another may look at once."""
+        for _, rest in scouted:
+            if rest.probe_at is not None:
+                rest.probe_at -= rest.probe_wait
+            rest.probe_wait /= 2
 
     def at(self, place: Place, now: float) -> Rest | None:
         """The rest of one place, if it is not over."""
@@ -110,7 +140,7 @@ class Rests:
 
     def over(self, key: str, group: str, model: str, now: float) -> None:
         """A call went well: where no rest is under way, refusals in a row start again at none."""
-        for place in places(key, group, model) if self._rests else ():
+        for place in (*places(key, group, model), ("target", "", model)):
             rest = self._rests.get(place)
             if rest is not None and rest.until <= now:
                 del self._rests[place]
@@ -124,10 +154,19 @@ class Rests:
         """All rests that are under way."""
         return ((place, rest) for place, rest in self._rests.items() if rest.until > now)
 
+    def _under_way(
+        self, key: str, group: str, model: str, now: float
+    ) -> Iterator[tuple[Place, Rest]]:
+        for place in places(key, group, model):
+            rest = self._rests.get(place)
+            if rest is not None and rest.until > now:
+                yield place, rest
+
     def _forget(self, now: float) -> None:
-        kept = {place: rest for place, rest in self._rests.items() if rest.until > now}
-        newest = sorted(kept, key=lambda place: kept[place].until)[-_MOST // 2 :]
-        self._rests = {place: kept[place] for place in newest}
+        """Keep the longest of the rests that are under way, and first those for all models."""
+        kept = dict(self.current(now))
+        longest = sorted(kept, key=lambda place: (not place[2], kept[place].until))[-_MOST // 2 :]
+        self._rests = {place: kept[place] for place in longest}
 
 
 def places(key: str, group: str, model: str) -> tuple[Place, ...]:

@@ -62,13 +62,13 @@ def _limits(pool: KeyPool, key: Key, now: float, at: int) -> list[dict[str, Any]
     """The limits that hold for a key: those that are configured, then those that were told."""
     found = []
     for owner, window in pool.counters.windows():
-        if owner[0] == key.name or (not owner[0] and owner[1] == key.quota_group):
+        if owner[0] in ("", key.name) and owner[1] == key.quota_group:
             resets = window.resets(now)
             reset = at + round(resets * 1000) if resets else None
             amount = window.limit.amount
             found.append(_limit(owner[2], window.limit.type, amount, window.used, reset, "config"))
     for owner, slots in pool.counters.slots():
-        if owner[0] == key.name or (not owner[0] and owner[1] == key.quota_group):
+        if owner[0] in ("", key.name) and owner[1] == key.quota_group:
             found.append(_limit(owner[2], "concurrent", slots.amount, slots.used, None, "config"))
     for model, each in pool.counters.told(key.quota_group):
         known = each.now(now)
