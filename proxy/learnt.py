@@ -13,7 +13,7 @@ from proxy.routing.limits import DAY, MINUTE
 from proxy.routing.rests import Place, Rest, state_of
 from proxy.store import breakers, rests
 from proxy.store.engine import Reader
-from proxy.store.usage import used
+from proxy.store.usage import Used, used
 from proxy.types import BreakerRecord, CooldownRecord, CountRecord, LiftRecord, SwitchRecord
 
 Record = CooldownRecord | LiftRecord | SwitchRecord | BreakerRecord
@@ -112,13 +112,21 @@ async def restore(connection: Reader, pools: Mapping[str, KeyPool]) -> None:
         until = 0.0 if turn.until is None else now + (turn.until - at) / 1000
         breaker = pool.health.breaker(turn.model)
         breaker.restore("half_open" if over else "open", until, turn.openings)
-    for pool in pools.values():
-        for seconds in (MINUTE, DAY):
-            if pool.counters.limits(seconds):
-                for use in await used(connection, pool.provider, seconds, at):
-                    owner = (use.key_id or "none", use.account or "none", use.model)
-                    when = now - (at - use.timestamp) / 1000
-                    pool.counters.replay(seconds, owner, when, use.requests, use.tokens)
+    for seconds in (MINUTE, DAY):
+        counted = {name: each for name, each in pools.items() if each.counters.limits(seconds)}
+        for use in await used(connection, seconds, at) if counted else ():
+            if use.provider in counted:
+                _count_again(counted[use.provider], use, seconds, now, at)
+
+
+def _count_again(pool: KeyPool, use: Used, seconds: int, now: float, at: int) -> None:
+    name, group = use.key_id or "none", use.account or "none"
+    key = pool.key(name)
+    owner = (name, group if key is None else key.quota_group, use.model)
+    for counter in pool.counters.of(*owner):
+        counter.wait(now, 0)  # the day of a day's limit is the present one
+    when = now - max(0, at - use.timestamp) / 1000
+    pool.counters.replay(seconds, owner, when, use.requests, use.tokens)
 
 
 def _counts(pool: KeyPool, now: float, at: int) -> Iterator[CountRecord]:
