@@ -34,7 +34,7 @@ def told(event: Event) -> str:
             state = turn.to_state.replace("_", "-")
             return f"{provider}/{model}: the breaker is {state} ({turn.reason})"
         case Lifted(provider=provider, places=places):
-            names = ", ".join(name or "all keys" for _, name, _ in places)
+            names = ", ".join(dict.fromkeys(name or "all keys" for _, name, _ in places))
             return f"{provider}: {names} rests no more"
         case Switched(provider=provider, key=key):
             return f"{provider}: key {key.name} was {'dis' if key.disabled else 'en'}abled"
@@ -120,9 +120,10 @@ async def restore(connection: Reader, pools: Mapping[str, KeyPool]) -> None:
 
 
 def _count_again(pool: KeyPool, use: Used, seconds: int, now: float, at: int) -> None:
-    name, group = use.key_id or "none", use.account or "none"
+    name = use.key_id or "none"
     key = pool.key(name)
-    owner = (name, group if key is None else key.quota_group, use.model)
+    group = (use.account or name) if key is None else key.quota_group  # as it is now
+    owner = (name, group, use.model)
     for counter in pool.counters.of(*owner):
         counter.wait(now, 0)  # the day of a day's limit is the present one
     when = now - max(0, at - use.timestamp) / 1000

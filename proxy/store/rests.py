@@ -16,6 +16,7 @@ import msgspec
 from sqlalchemy import ColumnElement, Update, case, delete, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from proxy.errors import ErrorReason
 from proxy.store.tables import rate_limits
 from proxy.store.upsert import Insert, insert_into, replace
 from proxy.types import CooldownRecord, CountRecord, LiftRecord, SwitchRecord
@@ -64,12 +65,17 @@ async def save_counts(connection: AsyncConnection, counts: Iterable[CountRecord]
 async def load_cooldowns(connection: AsyncConnection, now: int) -> list[CooldownRecord]:
     """The rests that are not over at ``now``, in UTC milliseconds; the longest last.
 
-    A quota group has a row for each of its keys that was refused.
+    A quota group has a row for each of its keys that was refused. A rest whose reason only another
+    version knows is left out.
     """
     table = rate_limits.c
     query = (
         select(rate_limits)
-        .where(table.limit_type == COOLDOWN, table.cooldown_until > now)
+        .where(
+            table.limit_type == COOLDOWN,
+            table.cooldown_until > now,
+            table.cooldown_reason.in_([reason.value for reason in ErrorReason]),
+        )
         .order_by(table.cooldown_until, table.last_hit_at)
     )
     return [

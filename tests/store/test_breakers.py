@@ -70,6 +70,7 @@ async def test_the_same_turns_twice_are_logged_once(store: Store) -> None:
     assert [len(rows) for rows in before] == [2, 3]
     await store.write(turns)
     assert [await read(store, table, "model") for table in tables] == before
+    assert store.refused == 0
 
 
 async def test_what_is_not_closed_is_read_again(store: Store) -> None:

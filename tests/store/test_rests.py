@@ -115,6 +115,11 @@ async def test_a_rest_that_is_over_is_not_read(store: Store) -> None:
     assert await loaded(store, AT + 20_000) == []
 
 
+async def test_a_rest_for_a_reason_of_another_version_is_left_out(store: Store) -> None:
+    await store.write([rest(AT + 10_000), rest(AT + 20_000, model="other", reason="sunspots")])
+    assert [each.model for each in await loaded(store)] == ["llama"]
+
+
 async def test_of_a_group_the_longest_rest_is_read_last(store: Store) -> None:
     long, short = rest(AT + 90_000, key_id="org-b"), rest(AT + 5000, AT + 9, key_id="org-a")
     middle = rest(AT + 50_000, AT + 1, key_id="org-c")
