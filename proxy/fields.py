@@ -119,8 +119,9 @@ def target(value: str) -> str:
     return value
 
 
-Seconds = Annotated[float, BeforeValidator(_seconds), Field(ge=0, allow_inf_nan=False, le=86_400)]
-Positive = Annotated[Seconds, Field(gt=0)]
+_Duration = Annotated[float, BeforeValidator(_seconds), Field(allow_inf_nan=False, le=86_400)]
+Seconds = Annotated[_Duration, Field(ge=0)]
+Positive = Annotated[_Duration, Field(gt=0)]
 Bytes = Annotated[int, BeforeValidator(_bytes), Field(gt=0)]
 Whole = Annotated[int, BeforeValidator(_number)]
 Weight = Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False)]
