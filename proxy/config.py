@@ -225,7 +225,7 @@ def _contradictions(
             if provider not in configured and provider not in KNOWN:
                 yield at, f"{provider} is no configured provider; {nearest(provider, configured)}"
     for name, each in settings.providers.items():
-        groups = {key.quota_group for key in each.keys}
+        groups = {key.quota_group for key in each.keys} or {"none"}  # without keys there is one
         for group in each.limits.groups:
             if group not in groups:
                 words = f"is no quota group of a key; {nearest(group, groups)}"

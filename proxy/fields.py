@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from decimal import Decimal
 from typing import Annotated, Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -20,6 +20,7 @@ from pydantic import (
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h)?", re.ASCII)
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMG]i?)?B?", re.ASCII | re.IGNORECASE)
+_PASSWORD = re.compile(r"://[^/?#]*?:([^/?#]+)@|[?&]password=([^&#]+)")
 _BYTES = {"k": 1000, "m": 1000**2, "g": 1000**3, "ki": 1024, "mi": 1024**2, "gi": 1024**3}
 
 
@@ -75,6 +76,23 @@ def _web_address(value: str) -> str:
     return value.strip().rstrip("/")
 
 
+def _redis(value: str) -> str:
+    """An address of Redis or Valkey; "" stays for unset."""
+    try:
+        parts = urlsplit(value)
+        whole = parts.scheme in ("redis", "rediss") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        whole = False
+    if value and not whole:
+        raise ValueError("must be an address such as redis://:PASSWORD@127.0.0.1:6379/0")
+    return value
+
+
+def passwords(address: str) -> list[str]:
+    """The passwords that stand in an address, where its user or its query may hold one."""
+    return [unquote(user or query) for user, query in _PASSWORD.findall(address)]
+
+
 def _name(value: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}", value):
         raise ValueError("must be at most 64 letters, digits and . _ @ -, no mark first")
@@ -93,15 +111,17 @@ def _account(value: str) -> str:
     return value
 
 
-def _target(value: str) -> str:
+def target(value: str) -> str:
+    """A target by its name; ValueError if it is none."""
     provider, slash, model = value.partition("/")
     if not (provider and slash and model):
         raise ValueError("must be PROVIDER/MODEL")
     return value
 
 
-Seconds = Annotated[float, BeforeValidator(_seconds), Field(allow_inf_nan=False, le=86_400)]
-Positive = Annotated[Seconds, Field(gt=0)]
+_Duration = Annotated[float, BeforeValidator(_seconds), Field(allow_inf_nan=False, le=86_400)]
+Seconds = Annotated[_Duration, Field(ge=0)]
+Positive = Annotated[_Duration, Field(gt=0)]
 Bytes = Annotated[int, BeforeValidator(_bytes), Field(gt=0)]
 Whole = Annotated[int, BeforeValidator(_number)]
 Weight = Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False)]
@@ -111,7 +131,8 @@ Name = Annotated[str, AfterValidator(_name)]
 ProviderName = Annotated[str, AfterValidator(_provider_name)]
 AccountId = Annotated[str, AfterValidator(_account)]
 WebAddress = Annotated[str, AfterValidator(_web_address)]
-TargetName = Annotated[str, AfterValidator(_target)]
+RedisAddress = Annotated[str, AfterValidator(_redis)]
+TargetName = Annotated[str, AfterValidator(target)]
 Lower = BeforeValidator(_lower)
 Usd = Annotated[Decimal, BeforeValidator(_number), Field(ge=0, le=1_000_000, allow_inf_nan=False)]
 

@@ -13,7 +13,7 @@ from proxy.routing.limits import DAY, MINUTE
 from proxy.routing.rests import Place, Rest, state_of
 from proxy.store import breakers, rests
 from proxy.store.engine import Reader
-from proxy.store.usage import used
+from proxy.store.usage import Used, used
 from proxy.types import BreakerRecord, CooldownRecord, CountRecord, LiftRecord, SwitchRecord
 
 Record = CooldownRecord | LiftRecord | SwitchRecord | BreakerRecord
@@ -34,7 +34,7 @@ def told(event: Event) -> str:
             state = turn.to_state.replace("_", "-")
             return f"{provider}/{model}: the breaker is {state} ({turn.reason})"
         case Lifted(provider=provider, places=places):
-            names = ", ".join(name or "all keys" for _, name, _ in places)
+            names = ", ".join(dict.fromkeys(name or "all keys" for _, name, _ in places))
             return f"{provider}: {names} rests no more"
         case Switched(provider=provider, key=key):
             return f"{provider}: key {key.name} was {'dis' if key.disabled else 'en'}abled"
@@ -112,13 +112,20 @@ async def restore(connection: Reader, pools: Mapping[str, KeyPool]) -> None:
         until = 0.0 if turn.until is None else now + (turn.until - at) / 1000
         breaker = pool.health.breaker(turn.model)
         breaker.restore("half_open" if over else "open", until, turn.openings)
-    for pool in pools.values():
-        for seconds in (MINUTE, DAY):
-            if pool.counters.limits(seconds):
-                for use in await used(connection, pool.provider, seconds, at):
-                    owner = (use.key_id or "none", use.account or "none", use.model)
-                    when = now - (at - use.timestamp) / 1000
-                    pool.counters.replay(seconds, owner, when, use.requests, use.tokens, now)
+    for seconds in (MINUTE, DAY):
+        counted = {name: each for name, each in pools.items() if each.counters.limits(seconds)}
+        for use in await used(connection, seconds, at) if counted else ():
+            if use.provider in counted:
+                _count_again(counted[use.provider], use, seconds, now, at)
+
+
+def _count_again(pool: KeyPool, use: Used, seconds: int, now: float, at: int) -> None:
+    name = use.key_id or "none"
+    key = pool.key(name)
+    group = (use.account or name) if key is None else key.quota_group  # as it is now
+    owner = (name, group, use.model)
+    when = now - max(0, at - use.timestamp) / 1000
+    pool.counters.replay(seconds, owner, when, use.requests, use.tokens, now)
 
 
 def _counts(pool: KeyPool, now: float, at: int) -> Iterator[CountRecord]:

@@ -86,7 +86,7 @@ class Builder:
         before: Routes | None,
     ) -> KeyPool:
         known = before.providers.get(provider.name) if before else None
-        if before and known and known.base_url == provider.base_url:
+        if before and known and _is_same(known, provider):
             pool = before.pools[provider.name]
         else:
             pool = KeyPool(
@@ -119,6 +119,11 @@ class Builder:
         if before is not None:
             alias.sessions = before.sessions
         return alias
+
+
+def _is_same(one: Provider, other: Provider) -> bool:
+    """Whether what was learnt of one holds for the other."""
+    return (one.base_url, one.dialect) == (other.base_url, other.dialect)
 
 
 def provider(name: str, settings: ProviderSettings) -> Provider:

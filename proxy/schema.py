@@ -5,7 +5,6 @@ from __future__ import annotations
 import ipaddress
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import unquote, urlsplit
 
 from pydantic import Field, PrivateAttr, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -18,6 +17,7 @@ from proxy.fields import (
     Part,
     Positive,
     ProviderName,
+    RedisAddress,
     Seconds,
     Secret,
     Share,
@@ -26,6 +26,8 @@ from proxy.fields import (
     WebAddress,
     Weight,
     Whole,
+    passwords,
+    target,
 )
 
 ProviderType = Literal["groq", "gemini", "openrouter", "ollama", "cloudflare", "openai", "demo"]
@@ -177,11 +179,20 @@ class ProviderSettings(Part):
 
 
 class TargetSettings(Part):
-    """A ``provider/model`` of an alias. The lowest tier that can serve does."""
+    """A ``provider/model`` of an alias, or that text alone. The lowest tier that can serve does."""
 
     target: TargetName
     tier: Whole = 1
     weight: Weight = 1.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain(cls, data: Any) -> Any:
+        if isinstance(data, str):
+            return {"target": target(data)}
+        if data is None or isinstance(data, int | float | list):
+            raise ValueError("must be PROVIDER/MODEL, or a mapping with target, tier and weight")
+        return data
 
 
 class Alias(Part):
@@ -194,13 +205,6 @@ class Alias(Part):
     """Who takes over when a prompt is too long for a target."""
     content_filter_fallbacks: list[TargetName] = Field([])
     """Who takes over when a target's filter refuses."""
-
-    @field_validator("targets", mode="before")
-    @classmethod
-    def _plain(cls, targets: Any) -> Any:
-        if not isinstance(targets, list):
-            return targets
-        return [{"target": each} if isinstance(each, str) else each for each in targets]
 
 
 class Price(Part):
@@ -248,14 +252,12 @@ class RoutingSettings(Part):
 class StateSettings(Part):
     """Where several gateways share what they learn; without ``url`` each is by itself."""
 
-    url: str | None = Field(None, repr=False)
+    url: RedisAddress | None = Field(None, repr=False)
     prefix: Name = "tollkeeper"
 
     @field_validator("url")
     @classmethod
-    def _redis(cls, value: str | None) -> str | None:
-        if value and not value.startswith(("redis://", "rediss://")):
-            raise ValueError("must start with redis:// or rediss://")
+    def _unset(cls, value: str | None) -> str | None:
         return value or None
 
 
@@ -321,10 +323,7 @@ class Settings(BaseSettings):
         found = [self.auth.master_key] if self.auth.master_key else []
         found += [key.value for provider in self.providers.values() for key in provider.keys]
         texts = [secret.get_secret_value() for secret in found]
-        for address in (self.telemetry.database_url, self.state.url or ""):
-            if password := urlsplit(address).password:
-                texts.append(unquote(password))
-        return texts
+        return texts + passwords(self.telemetry.database_url) + passwords(self.state.url or "")
 
     def read_from(self, file: Path | None, warnings: list[str]) -> Self:
         """The same settings, knowing where they come from."""

@@ -42,8 +42,11 @@ class Upstreams:
         wanted = self._wanted(settings)
         if self._demo is None and any(each.type == "demo" for each in wanted.values()):
             raise ConfigError(["providers: the demo starts with the gateway; restart it"])
-        demo = ProviderSettings(type="demo", base_url=self._demo)
-        return {name: demo if each.type == "demo" else each for name, each in wanted.items()}
+        address = {"base_url": self._demo}
+        return {
+            name: each.model_copy(update=address) if each.type == "demo" else each
+            for name, each in wanted.items()
+        }
 
     def _wanted(self, settings: Settings) -> dict[str, ProviderSettings]:
         return settings.providers or self._found or {"demo": ProviderSettings(type="demo")}

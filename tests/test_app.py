@@ -12,9 +12,13 @@ import httpx
 import pytest
 
 from proxy import app as module
+from proxy import upstreams
 from proxy.app import create_app
 from proxy.config import load
+from proxy.errors import ConfigError
 from proxy.observe.host import HostSampler
+from proxy.redact import Redactor
+from proxy.schema import Settings
 from proxy.store.address import SchemaError, StoreError
 from tests.gateway import Gateway, lab
 from tests.upstream import Upstream, error, json_answer
@@ -64,7 +68,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         return False
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(module.ollama, "answers", no)
+    monkeypatch.setattr(upstreams.ollama, "answers", no)
     return tmp_path
 
 
@@ -95,7 +99,7 @@ async def test_an_ollama_that_answers_is_found_by_itself(
     async def yes(transport: object, address: str) -> bool:
         return address == "http://127.0.0.1:11434/v1"
 
-    monkeypatch.setattr(module.ollama, "answers", yes)
+    monkeypatch.setattr(upstreams.ollama, "answers", yes)
     app = create_app(load(None, {}, {}), httpx.MockTransport(lambda _: httpx.Response(503)))
     async with alive(app):
         assert app.state.providers == [("ollama", 0)]
@@ -108,7 +112,7 @@ async def test_with_a_file_nothing_is_looked_for(
     async def asked(*_: object) -> bool:
         raise AssertionError
 
-    monkeypatch.setattr(module.ollama, "answers", asked)
+    monkeypatch.setattr(upstreams.ollama, "answers", asked)
     (folder / "t.yaml").write_text("providers: {}\ntelemetry: {enabled: false}\n")
     app = create_app(load(folder / "t.yaml", {}, {}))
     async with alive(app):
@@ -285,3 +289,129 @@ async def test_old_rows_go_again_and_again_and_a_locked_database_is_for_later(
     await start({"providers": {"lab": lab(upstream.url)}, "telemetry": {"retention_days": 7}})
     await asyncio.wait_for(enough.wait(), 5)
     assert set(days) == {7}
+
+
+# What it goes on with.
+
+
+async def test_what_was_learnt_outlives_the_process(upstream: Upstream, folder: Path) -> None:
+    upstream.script = error(429, "slow down", **{"retry-after": "600"})
+    settings = load(None, {"providers": {"lab": lab(upstream.url, "sk-1", "sk-2")}}, {})
+    app = create_app(settings)
+    async with alive(app) as client:
+        assert (await client.post("/v1/chat/completions", json=CHAT)).status_code == 429
+        await client.post("/admin/providers/lab/keys/k2/disable")
+        before = (await client.get("/stats/keys")).json()["data"]
+    asked = len(upstream.calls)
+    async with alive(create_app(settings)) as client:
+        after = (await client.get("/stats/keys")).json()["data"]
+        answer = await client.post("/v1/chat/completions", json=CHAT)
+    assert [key["state"] for key in after] == ["cooling", "disabled"]
+    assert [key["state"] for key in before] == ["cooling", "disabled"]
+    assert after[0]["until"][:19] == before[0]["until"][:19]
+    assert (answer.status_code, len(upstream.calls)) == (429, asked)
+    assert 500 < int(answer.headers["retry-after"]) <= 600
+
+
+async def test_counts_go_on_after_a_restart_and_are_told(upstream: Upstream, folder: Path) -> None:
+    provider = lab(upstream.url, limits={"models": {"*": {"rpd": 2}}})
+    settings = load(None, {"providers": {"lab": provider}, "routing": {"max_wait": 0}}, {})
+    async with alive(create_app(settings)) as client:
+        assert (await client.post("/v1/chat/completions", json=CHAT)).status_code == 200
+    async with alive(create_app(settings)) as client:
+        statuses = [
+            (await client.post("/v1/chat/completions", json=CHAT)).status_code for _ in range(2)
+        ]
+        (key,) = (await client.get("/stats/keys")).json()["data"]
+    assert statuses == [200, 429]
+    (limit,) = [each for each in key["limits"] if each["source"] == "config"]
+    assert (limit["used"], limit["remaining"], limit["model"]) == (2, 0, "json")
+
+
+# What a reload changes.
+
+
+class Source:
+    """Where the settings are read from, again and again."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        self.folder = folder
+        self.sections: dict[str, Any] = {"providers": {"lab": lab(url)}}
+        self.mistake: str | None = None
+
+    def __call__(self) -> Settings:
+        if self.mistake is not None:
+            raise ConfigError([self.mistake])
+        file = self.folder / "t.yaml"
+        file.write_text("{}")
+        return load(file, self.sections, {})
+
+
+async def test_a_reload_is_followed_from_the_next_request_on(
+    upstream: Upstream, folder: Path
+) -> None:
+    source = Source(upstream.url, folder)
+    redact = Redactor([])
+    app = create_app(source(), reread=source, redact=redact)
+    async with alive(app) as client:
+        assert (await client.post("/v1/chat/completions", json=CHAT)).status_code == 200
+        source.sections = {
+            "providers": {"lab": lab(upstream.url, "sk-1", "sk-canary-2")},
+            "models": {"fast": {"targets": ["lab/json"]}},
+        }
+        answer = await client.post("/admin/reload")
+        assert answer.json() == {"reloaded": True, "restart_needed": [], "warnings": []}
+        assert (await client.post("/v1/chat/completions", json=CHAT)).status_code == 200
+        fast = {**CHAT, "model": "fast"}
+        assert (await client.post("/v1/chat/completions", json=fast)).status_code == 200
+        listed = (await client.get("/v1/models")).json()["data"]
+        assert listed[0]["id"] == "fast"
+        keys = (await client.get("/stats/keys")).json()["data"]
+        assert [key["name"] for key in keys] == ["k1", "k2"]
+        assert app.state.providers == [("lab", 2)]
+        assert redact("the key sk-canary-2 is bad") == "the key [redacted] is bad"
+
+
+async def test_a_reload_that_does_not_hold_changes_nothing(
+    upstream: Upstream, folder: Path
+) -> None:
+    source = Source(upstream.url, folder)
+    app = create_app(source(), reread=source)
+    async with alive(app) as client:
+        source.mistake = "t.yaml: server.port: must be a number"
+        answer = await client.post("/admin/reload")
+        assert answer.status_code == 422
+        assert answer.json()["error"]["message"] == source.mistake
+        with pytest.raises(ConfigError):
+            app.state.reload()
+        source.mistake, source.sections = None, {"providers": {"demo": None}}
+        answer = await client.post("/admin/reload")
+        assert "restart" in answer.json()["error"]["message"]
+        assert (await client.post("/v1/chat/completions", json=CHAT)).status_code == 200
+
+
+async def test_what_is_read_at_the_start_alone_is_told_to_need_a_restart(
+    upstream: Upstream, folder: Path
+) -> None:
+    source = Source(upstream.url, folder)
+    app = create_app(source(), reread=source)
+    async with alive(app):
+        source.sections = {
+            **source.sections,
+            "server": {"max_body": 10},
+            "state": {"url": "redis://:canary@127.0.0.1:1"},
+            "routing": {"max_wait": 0},
+        }
+        for _ in range(2):
+            told = app.state.reload()
+            assert told["restart_needed"] == ["server", "state"]
+            assert "canary" not in str(told)
+
+
+async def test_a_reload_without_a_source_reads_the_same_again(
+    upstream: Upstream, folder: Path
+) -> None:
+    app = create_app(load(None, {"providers": {"lab": lab(upstream.url)}}, {}))
+    async with alive(app) as client:
+        assert app.state.reload()["reloaded"] is True
+        assert (await client.post("/v1/chat/completions", json=CHAT)).status_code == 200

@@ -3,6 +3,7 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,8 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
     """What ``serve`` was called with; nothing is served."""
     calls: list[Settings] = []
 
-    def serve(settings: Settings, announce: object) -> int:
+    def serve(settings: Settings, announce: object, reread: Callable[[], Settings]) -> int:
+        assert reread() == settings
         calls.append(settings)
         return 0
 
@@ -47,6 +49,35 @@ def test_serving_is_what_it_does_without_a_command(
 def test_no_arguments_at_all_serve_the_defaults(served: list[Settings]) -> None:
     assert cli.main([]) == 0
     assert served[0].server == Settings().server
+
+
+def test_what_serves_can_read_the_same_sources_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    ports: list[int] = []
+
+    def serve(settings: Settings, announce: object, reread: Callable[[], Settings]) -> int:
+        ports.append(settings.server.port)
+        Path("t.yaml").write_text("server: {port: 2, host: 127.0.0.2}\n")
+        again = reread().server
+        ports.append(again.port)
+        assert again.host == "127.0.0.9"
+        Path("t.yaml").write_text("server: {port: x}\n")
+        reread()
+        return 0
+
+    monkeypatch.setattr(cli, "serve", serve)
+    Path("t.yaml").write_text("server: {port: 1}\n")
+    assert cli.main(["--config", "t.yaml", "--host", "127.0.0.9"]) == 1
+    assert ports == [1, 2]
+
+
+def test_check_shows_no_password_of_the_shared_state(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("t.yaml").write_text("state: {url: 'redis://:canary@h:1/0'}\n")
+    assert cli.main(["check", "--config", "t.yaml"]) == 0
+    Path("t.yaml").write_text("state: {url: 'redis://:canary@h:x/0', prefix: '/'}\n")
+    assert cli.main(["check", "--config", "t.yaml"]) == 1
+    out, err = capsys.readouterr()
+    assert "canary" not in out + err
+    assert err.count("\n") == 2
 
 
 def test_check_says_what_it_checked_in_one_line(
@@ -87,7 +118,7 @@ def test_mistakes_are_told_one_a_line_and_nothing_is_started(
 def test_what_goes_wrong_at_the_start_is_told_in_one_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def serve(settings: Settings, announce: object) -> int:
+    def serve(settings: Settings, announce: object, reread: object) -> int:
         raise ConfigError(["the port is in use"])
 
     monkeypatch.setattr(cli, "serve", serve)

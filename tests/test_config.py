@@ -10,7 +10,7 @@ import pytest
 
 from proxy.config import load, master_key
 from proxy.errors import ConfigError
-from proxy.schema import Settings
+from proxy.schema import Alias, Settings
 
 LAB = "providers: {lab: {type: openai, base_url: 'http://127.0.0.1:9000/v1'}}\n"
 EXAMPLE = Path(__file__).parents[1] / "config" / "tollkeeper.example.yaml"
@@ -68,6 +68,11 @@ def mistakes(text: str = "", environ: Mapping[str, str] | None = None, **server:
     return caught.value.mistakes
 
 
+def named(alias: Alias) -> list[str]:
+    """What an alias goes to."""
+    return [each.target for each in alias.targets]
+
+
 def test_arguments_beat_variables_beat_the_file_beat_the_defaults() -> None:
     text = "server: {host: 127.0.0.2, port: 1, drain: 1s}\n"
     environ = {"TOLLKEEPER_SERVER__PORT": "2", "TOLLKEEPER_SERVER__HOST": "127.0.0.3"}
@@ -112,7 +117,7 @@ def test_variables_reach_every_depth_and_may_be_json() -> None:
     found = settings(environ=environ)
     lab = found.providers["lab"]
     assert (lab.base_url, lab.timeouts.connect, lab.keys[0].name) == ("http://h/v1", 0.5, "k")
-    assert found.models["Fast-1.0"].targets == ["lab/x"]
+    assert named(found.models["Fast-1.0"]) == ["lab/x"]
     assert found.telemetry.database_url == "postgresql+asyncpg://h/d"
     assert not found.telemetry.enabled
     assert (found.server.max_body, found.server.drain) == (1024**2, 8.0)
@@ -183,7 +188,7 @@ models:
     found = settings(text)
     assert list(found.providers) == ["lab"]
     assert found.providers["lab"].keys == []
-    assert {name: alias.targets for name, alias in found.models.items()} == {
+    assert {name: named(alias) for name, alias in found.models.items()} == {
         "both": ["lab/y"],
         "known": ["lab/y"],
     }
@@ -195,6 +200,90 @@ models:
         "t.yaml: models.gone: is left out: it has no target",
         "t.yaml: models.known: gemini/x is left out with its provider",
     )
+
+
+def test_a_target_that_is_left_out_is_left_out_of_every_list() -> None:
+    text = """
+providers:
+  groq: {keys: [{name: a, value: "${A}"}]}
+  lab: {type: openai, base_url: http://h}
+models:
+  fast:
+    targets: [{target: groq/x, tier: 2}, {target: lab/y, weight: 3}]
+    context_window_fallbacks: [lab/long, groq/long]
+    content_filter_fallbacks: [groq/free]
+"""
+    found = settings(text)
+    fast = found.models["fast"]
+    assert [(each.target, each.tier, each.weight) for each in fast.targets] == [("lab/y", 1, 3.0)]
+    assert (fast.context_window_fallbacks, fast.content_filter_fallbacks) == (["lab/long"], [])
+    assert [line for line in found.warnings if "models" in line] == [
+        f"t.yaml: models.fast: groq/{name} is left out with its provider"
+        for name in ("x", "long", "free")
+    ]
+
+
+def test_mistakes_in_lists_of_targets_name_their_place() -> None:
+    text = """
+models:
+  a: {targets: [lab/x, {target: labb/x}], context_window_fallbacks: [lab/y, lob/z]}
+  b: {targets: [lab/x], content_filter_fallbacks: [lab, "lob/z"]}
+  c: {targets: [fast, "${TARGET}", {tier: 1}, {target: lab, teir: 2}, 5]}
+"""
+    found = mistakes(LAB + text)
+    words = "is no configured provider; did you mean lab? accepted: lab"
+    both = "must be PROVIDER/MODEL"
+    assert found == [
+        "t.yaml: models.c.targets[1]: TARGET is not set; set it, or write ${TARGET:-default}",
+        f"t.yaml: models.b.content_filter_fallbacks[0]: {both}",
+        f"t.yaml: models.c.targets[0]: {both}",
+        "t.yaml: models.c.targets[2].target: is missing",
+        f"t.yaml: models.c.targets[3].target: {both}",
+        "t.yaml: models.c.targets[3].teir: is not a setting; did you mean tier?"
+        " accepted: target, tier, weight",
+        f"t.yaml: models.c.targets[4]: {both}, or a mapping with target, tier and weight",
+        f"t.yaml: models.a.targets[1]: labb {words}",
+        f"t.yaml: models.a.context_window_fallbacks[1]: lob {words}",
+    ]
+
+
+def test_limits_of_a_group_that_no_key_is_in_are_a_mistake() -> None:
+    text = """
+providers:
+  groq:
+    keys: [{name: a, value: v, quota_group: org-a}, {name: b, value: "${B}"}]
+    limits: {groups: {orga: {rpm: 1}, org-a: {rpm: 2}, b: {rpm: 3}}}
+  ollama: {limits: {groups: {none: {concurrency: 1}}}}
+"""
+    assert mistakes(text) == [
+        "t.yaml: providers.groq.limits.groups.orga: is no quota group of a key;"
+        " did you mean org-a? accepted: b, org-a"
+    ]
+
+
+def test_variables_reach_the_routing_and_the_shared_state() -> None:
+    found = settings(
+        LAB + "routing: {breaker: {failures: 3}}\n",
+        {
+            "TOLLKEEPER_ROUTING__MAX_WAIT": "250ms",
+            "TOLLKEEPER_ROUTING__BREAKER__RATE": "0.9",
+            "TOLLKEEPER_ROUTING__RETRY_BUDGET__MINIMUM": "0",
+            "TOLLKEEPER_STATE__URL": "redis://h",
+        },
+    )
+    breaker = found.routing.breaker
+    assert (found.routing.max_wait, breaker.failures, breaker.rate) == (0.25, 3, 0.9)
+    assert (found.routing.retry_budget.minimum, found.state.url) == (0, "redis://h")
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://:canary@h:port", "postgres://:canary@h", "redis://u:can[ary@h", "canary"]
+)
+def test_an_address_of_the_shared_state_is_never_quoted(url: str) -> None:
+    words = "must be an address such as redis://:PASSWORD@127.0.0.1:6379/0"
+    assert mistakes(f"state: {{url: '{url}'}}\n") == [f"t.yaml: state.url: {words}"]
+    environ = {"TOLLKEEPER_STATE__URL": url}
+    assert mistakes(environ=environ) == [f"TOLLKEEPER_STATE__URL: {words}"]
 
 
 def test_an_unset_variable_elsewhere_is_one_mistake() -> None:
@@ -226,7 +315,7 @@ def test_mistakes_name_the_file_the_variable_or_the_argument() -> None:
 def test_a_variable_that_means_nothing_is_a_mistake_or_a_warning() -> None:
     assert mistakes(environ={"TOLLKEEPER_SREVER__PORT": "1"}) == [
         "TOLLKEEPER_SREVER__PORT: is not a setting; did you mean server?"
-        " accepted: auth, models, prices, providers, server, telemetry"
+        " accepted: auth, models, prices, providers, routing, server, state, telemetry"
     ]
     assert mistakes(environ={"TOLLKEEPER_SERVER__PROT": "1"})[0].startswith(
         "TOLLKEEPER_SERVER__PROT: is not a setting; did you mean port?"
@@ -285,7 +374,7 @@ def test_an_open_gateway_stays_on_this_machine(host: str) -> None:
 def test_the_contract_s_own_example_holds() -> None:
     found = settings(CONTRACT, {"GROQ_API_KEY_1": "a", "GROQ_API_KEY_2": "b"})
     assert list(found.providers) == ["groq", "lab", "ollama"]
-    assert found.models["fast"].targets == ["groq/llama-3.1-8b-instant"]
+    assert named(found.models["fast"]) == ["groq/llama-3.1-8b-instant"]
     assert settings(CONTRACT).providers.keys() == {"lab", "ollama"}
 
 
@@ -311,10 +400,12 @@ def test_the_annotated_example_shows_every_setting_and_its_default() -> None:
 
 
 def test_secrets_are_in_no_repr_of_what_was_loaded() -> None:
-    found = settings(environ={"GROQ_API_KEY": "sk-canary", "TOLLKEEPER_MASTER_KEY": "tk-canary"})
+    environ = {"GROQ_API_KEY": "sk-canary", "TOLLKEEPER_MASTER_KEY": "tk-canary"}
+    found = settings(environ=environ)
+    assert "canary" not in found.model_dump_json()
+    found = settings(environ={**environ, "TOLLKEEPER_STATE__URL": "redis://:canary@h"})
     assert "canary" not in repr(found)
     assert "canary" not in str(found)
-    assert "canary" not in found.model_dump_json()
 
 
 def test_a_master_key_is_made_once_and_readable_by_its_owner_alone(tmp_path: Path) -> None:

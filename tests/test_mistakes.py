@@ -10,6 +10,8 @@ from proxy.mistakes import nearest, tell
 from proxy.schema import Settings
 
 LAB = {"type": "openai", "base_url": "http://h"}
+STRATEGIES = "'fallback', 'weighted', 'round_robin', 'least_busy', 'lowest_latency'"
+DURATION = "must be a duration such as 8s, 500ms or 2m, or a number of seconds"
 
 
 def told(**sections: Any) -> list[str]:
@@ -31,7 +33,7 @@ def key(**members: Any) -> dict[str, Any]:
         (
             key(weigth=1),
             "providers.groq.keys[0].weigth: is not a setting; did you mean weight?"
-            " accepted: name, quota_group, value, weight",
+            " accepted: limits, name, quota_group, value, weight",
         ),
         (key(value=1), "providers.groq.keys[0].value: must be text (put it in quotes)"),
         (
@@ -77,7 +79,7 @@ def key(**members: Any) -> dict[str, Any]:
         (
             {"serve": {}},
             "serve: is not a setting; did you mean server?"
-            " accepted: auth, models, prices, providers, server, telemetry",
+            " accepted: auth, models, prices, providers, routing, server, state, telemetry",
         ),
         ({"models": {"a": {"targets": []}}}, "models.a.targets: must not be empty"),
         ({"models": {"a": {}}}, "models.a.targets: is missing"),
@@ -88,7 +90,74 @@ def key(**members: Any) -> dict[str, Any]:
         ),
         (
             {"models": {"a": {"targets": ["lab/x"], "strategy": "random"}}},
-            "models.a.strategy: must be 'fallback'",
+            f"models.a.strategy: must be {STRATEGIES}, 'lowest_cost' or 'sticky'",
+        ),
+        (
+            {"models": {"a": {"targets": [{"target": "x"}]}}},
+            "models.a.targets[0].target: must be PROVIDER/MODEL",
+        ),
+        ({"models": {"a": {"targets": [{"tier": 1}]}}}, "models.a.targets[0].target: is missing"),
+        (
+            {"models": {"a": {"targets": [None]}}},
+            "models.a.targets[0]: must be PROVIDER/MODEL, or a mapping with target, tier and"
+            " weight",
+        ),
+        ({"models": {"a": {"targets": "lab/x"}}}, "models.a.targets: must be a list"),
+        (
+            {"models": {"a": {"targets": [{"target": "lab/x", "weight": 0}]}}},
+            "models.a.targets[0].weight: must be greater than 0 (got 0)",
+        ),
+        (
+            {"models": {"a": {"targets": [{"target": "lab/x", "tier": 1.5}]}}},
+            "models.a.targets[0].tier: must be a whole number",
+        ),
+        (
+            {"models": {"a": {"targets": ["lab/x"], "context_window_fallbacks": ["x"]}}},
+            "models.a.context_window_fallbacks[0]: must be PROVIDER/MODEL",
+        ),
+        (
+            {"providers": {"lab": {**LAB, "strategy": "lowest_cost"}}},
+            f"providers.lab.strategy: must be {STRATEGIES} or 'sticky'",
+        ),
+        (
+            key(limits={"rpm": 0}),
+            "providers.groq.keys[0].limits.rpm: must be greater than 0 (got 0)",
+        ),
+        (
+            key(limits={"rph": 1}),
+            "providers.groq.keys[0].limits.rph: is not a setting; did you mean rpm?"
+            " accepted: concurrency, rpd, rpm, tpd, tpm",
+        ),
+        (
+            {"providers": {"lab": {**LAB, "limits": {"models": {"big-*": {"tpm": "many"}}}}}},
+            "providers.lab.limits.models.big-*.tpm: must be a whole number",
+        ),
+        (
+            {"providers": {"lab": {**LAB, "limits": {"keys": {}}}}},
+            "providers.lab.limits.keys: is not a setting; accepted: groups, models",
+        ),
+        ({"routing": {"max_wait": "-1s"}}, f"routing.max_wait: {DURATION}"),
+        ({"routing": {"max_wait": -1}}, "routing.max_wait: must be at least 0 (got -1)"),
+        (
+            {"routing": {"retry_budget": {"ratio": 20}}},
+            "routing.retry_budget.ratio: must be at most 1 (got 20)",
+        ),
+        (
+            {"routing": {"breaker": {"failure": 1}}},
+            "routing.breaker.failure: is not a setting; did you mean failures?"
+            " accepted: failures, longest, minimum, open_for, rate, window",
+        ),
+        (
+            {"routing": {"breaker": {"open_for": 0}}},
+            "routing.breaker.open_for: must be greater than 0 (got 0)",
+        ),
+        (
+            {"state": {"url": "h:6379"}},
+            "state.url: must be an address such as redis://:PASSWORD@127.0.0.1:6379/0",
+        ),
+        (
+            {"state": {"prefix": "a b"}},
+            "state.prefix: must be at most 64 letters, digits and . _ @ -, no mark first",
         ),
         (
             {"prices": {"lab/x": {"input": -1, "output": 0}}},
@@ -147,6 +216,12 @@ def test_each_mistake_is_told_in_plain_words(sections: dict[str, Any], line: str
         {"providers": {"lab": {**LAB, "include_usage": "canary"}}},
         {"telemetry": {"database_url": "postgresql://u:canary@h/d", "enabled": "canary"}},
         {"prices": {"a/b": {"input": "canary", "output": 1}}},
+        {"state": {"url": "redis://:canary@h:x"}},
+        {"state": {"url": ["canary"], "prefix": "canary canary"}},
+        {"state": "canary"},
+        {"routing": {"max_wait": "canary", "retry_budget": "canary"}},
+        {"models": {"a": {"targets": ["canary", {"target": "canary", "tier": "canary"}]}}},
+        {"providers": {"lab": {**LAB, "strategy": "canary", "limits": {"groups": "canary"}}}},
     ],
 )
 def test_no_line_quotes_what_may_be_a_secret(sections: dict[str, Any]) -> None:

@@ -5,21 +5,25 @@ from collections.abc import Collection, Sequence
 
 import pytest
 
-from proxy import recording
-from proxy.clock import now_ms
+from proxy.clock import monotonic, now_ms
 from proxy.errors import ErrorReason
 from proxy.metering.pricing import Quote, Rates
 from proxy.recording import Recording
-from proxy.routing.keypool import Key, KeyPool, Parked
+from proxy.routing.breaker import Transition
+from proxy.routing.events import Event, Lifted, Parked, Switched
+from proxy.routing.health import Turned
+from proxy.routing.key import Key
+from proxy.routing.rests import Rest
 from proxy.types import (
-    Action,
+    BreakerRecord,
     CallRecord,
     CooldownRecord,
     FaultRecord,
     HostSample,
+    LiftRecord,
     ModelInfo,
+    SwitchRecord,
     Usage,
-    Verdict,
 )
 from tests.store.rows import call
 
@@ -69,12 +73,9 @@ class Office:
         return self.written
 
 
-def rest(model: str = "big", seconds: float = 60) -> Parked:
-    keys = KeyPool("lab", [Key("k1", "sk-1", "org")])
-    verdict = Verdict(Action.NEXT_KEY, park="model" if model else "key", cooldown=seconds)
-    parked = keys.park(keys.keys[0], model, verdict, ErrorReason.RATE_LIMIT, 100.0)
-    assert parked is not None
-    return parked
+def parked() -> Parked:
+    rest = Rest(monotonic() + 60, ErrorReason.RATE_LIMIT, 1, "cooling")
+    return Parked("lab", Key("k1", "sk-1", "org"), ("group", "org", "big"), rest, "header")
 
 
 async def test_a_call_is_logged_and_kept_as_it_is() -> None:
@@ -90,7 +91,7 @@ async def test_where_nothing_is_kept_it_is_still_logged(caplog: pytest.LogCaptur
     office = Office(keeps=False)
     office.recording.call(call())
     office.recording.keep(HostSample(1))
-    office.recording.parked("lab", rest(), "header")
+    office.recording.learnt(parked())
     office.recording.broken(KeyError("x"), None, None)
     assert await office.rows() == []
     assert office.recording.writer.status()["recorded"] == 0
@@ -98,21 +99,48 @@ async def test_where_nothing_is_kept_it_is_still_logged(caplog: pytest.LogCaptur
     assert len(caplog.records) == 2
 
 
-@pytest.mark.parametrize(("model", "words"), [("big", ", big)"), ("", ")")])
-async def test_a_key_that_rests_is_told_and_kept(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, model: str, words: str
-) -> None:
-    monkeypatch.setattr(recording, "monotonic", lambda: 100.0)
+async def test_a_rest_is_told_and_kept(caplog: pytest.LogCaptureFixture) -> None:
     office = Office()
     before = now_ms()
-    office.recording.parked("lab", rest(model), "header")
+    office.recording.learnt(parked())
     (row,) = await office.rows()
     assert isinstance(row, CooldownRecord)
-    assert (row.provider, row.model, row.key_id, row.account) == ("lab", model, "k1", "org")
-    assert (row.reason, row.backoff_count) == ("rate_limit", 1)
+    assert (row.provider, row.model, row.key_id, row.account) == ("lab", "big", "k1", "org")
+    assert (row.reason, row.backoff_count, row.source) == ("rate_limit", 1, "header")
     assert before <= row.at <= now_ms()
-    assert row.until - row.at == 60_000
-    assert caplog.messages == [f"lab: key k1 rests for 60 s (rate_limit{words}"]
+    assert 59_000 < row.until - row.at <= 60_000
+    line = "lab: key k1 was refused; quota group org rests for 60 s (rate_limit, big)"
+    assert caplog.messages == [line]
+
+
+@pytest.mark.parametrize(
+    ("event", "kind", "line"),
+    [
+        (
+            Lifted("lab", [("key", "k1", ""), ("group", "org", "big")]),
+            LiftRecord,
+            "lab: k1, org rests no more",
+        ),
+        (
+            Switched("lab", Key("k1", "sk-1", "org", disabled=True)),
+            SwitchRecord,
+            "lab: key k1 was disabled",
+        ),
+        (
+            Turned("lab", "big", Transition("closed", "open", "timeout", 9.0, 1)),
+            BreakerRecord,
+            "lab/big: the breaker is open (timeout)",
+        ),
+    ],
+)
+async def test_whatever_a_pool_learns_is_told_in_a_line_and_kept(
+    caplog: pytest.LogCaptureFixture, event: Event, kind: type, line: str
+) -> None:
+    office = Office()
+    office.recording.learnt(event)
+    assert {type(row) for row in await office.rows()} == {kind}
+    assert caplog.messages == [line]
+    assert {record.levelno for record in caplog.records} == {logging.WARNING}
 
 
 async def test_a_fault_of_ours_is_kept_with_its_stack_and_without_secrets(

@@ -105,6 +105,14 @@ def test_configured_secrets_disappear_whatever_they_look_like() -> None:
     )
 
 
+def test_what_is_learnt_disappears_with_what_was_known_before() -> None:
+    redact = Redactor(["correct horse battery"])
+    redact.learn(["p@ss/word+1", "sixsix"])
+    redact.learn([])
+    text = "correct horse battery p%40ss%2Fword%2B1 xsixsixx"
+    assert redact(text) == "[redacted] [redacted] x[redacted]x"
+
+
 def test_longest_secret_goes_first_so_no_tail_is_left() -> None:
     redact = Redactor(["abcdef", "abcdef-tail"])
     assert redact("abcdef-tail abcdef") == "[redacted] [redacted]"

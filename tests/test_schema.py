@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from proxy.schema import ProviderSettings, ServerSettings, Settings, is_loopback
+from proxy.schema import Alias, ProviderSettings, Settings, is_loopback
 
 SECRET = "sk-canary-7f3a"
 
@@ -35,43 +35,6 @@ def test_the_environment_is_not_read_behind_the_caller_s_back(
     assert Settings().server.port == 8000
 
 
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [("8s", 8), ("500ms", 0.5), ("1.5m", 90), ("2h", 7200), ("3", 3), (4, 4), (0.25, 0.25)],
-)
-def test_durations_are_seconds(text: Any, seconds: float) -> None:
-    assert ServerSettings(drain=text).drain == seconds
-
-
-@pytest.mark.parametrize("text", ["", "soon", "8 days", "-1s", True, None, [], "1e3", -1, "nan"])
-def test_what_is_no_duration_is_refused(text: Any) -> None:
-    with pytest.raises(ValidationError):
-        ServerSettings(body_timeout=text)
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [
-        ("20MiB", 20 * 1024**2),
-        ("20 mib", 20 * 1024**2),
-        ("500kB", 500_000),
-        ("1.5GiB", 3 * 1024**3 // 2),
-        ("64K", 64_000),
-        ("1048576", 1024**2),
-        (1048576, 1024**2),
-        ("10B", 10),
-    ],
-)
-def test_sizes_are_bytes(text: Any, size: int) -> None:
-    assert ServerSettings(max_body=text).max_body == size
-
-
-@pytest.mark.parametrize("text", ["", "lots", "20 MB/s", "-1", 0, True, 1.5, "1TiB"])
-def test_what_is_no_size_is_refused(text: Any) -> None:
-    with pytest.raises(ValidationError):
-        ServerSettings(max_body=text)
-
-
 def test_a_provider_known_by_name_needs_no_type() -> None:
     settings = Settings(providers={"groq": {"keys": [{"value": "k"}]}, "ollama": None})
     assert settings.providers["groq"].type == "groq"
@@ -93,42 +56,6 @@ def test_keys_have_names_groups_and_weights_by_themselves() -> None:
     ]
     [key] = provider(keys=[{"name": "a", "value": "v", "quota_group": "org", "weight": 2}]).keys
     assert (key.quota_group, key.weight) == ("org", 2.0)
-
-
-def test_blanks_around_a_secret_are_taken_off() -> None:
-    assert provider(keys=[{"value": f" {SECRET}\n"}]).keys[0].value.get_secret_value() == SECRET
-
-
-@pytest.mark.parametrize(
-    ("given", "kept"),
-    [
-        ("http://127.0.0.1:9000/v1/", "http://127.0.0.1:9000/v1"),
-        ("https://h/a/b///", "https://h/a/b"),
-        (" http://[::1]:1 ", "http://[::1]:1"),
-    ],
-)
-def test_a_base_url_loses_the_slash_at_its_end(given: str, kept: str) -> None:
-    assert provider(base_url=given).base_url == kept
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "",
-        "h:9000",
-        "ftp://h",
-        "http://",
-        "http://h:99999",
-        "http://u:p@h",
-        "http://h/?key=x",
-        "http://h/#x",
-        "http://a b/",
-        "//h/v1",
-    ],
-)
-def test_a_base_url_is_a_plain_web_address(url: str) -> None:
-    with pytest.raises(ValidationError):
-        provider(base_url=url)
 
 
 def test_prices_are_exact_decimals() -> None:
@@ -157,10 +84,12 @@ def test_secrets_are_in_no_repr_and_listed_for_redaction() -> None:
         auth={"master_key": f"{SECRET}-m"},
         providers={"groq": {"keys": [{"value": f"{SECRET}-k"}]}},
         telemetry={"database_url": f"postgresql+asyncpg://u:{SECRET}%2Fd@h/d"},
+        state={"url": f"redis://:{SECRET}%2Fr@h:6379/0"},
     )
-    for text in (repr(settings), str(settings), f"{settings.providers}", repr(settings.telemetry)):
+    shown = (settings, settings.providers, settings.telemetry, settings.state)
+    for text in [f(each) for each in shown for f in (repr, str)]:
         assert SECRET not in text
-    assert settings.secrets() == [f"{SECRET}-m", f"{SECRET}-k", f"{SECRET}/d"]
+    assert settings.secrets() == [f"{SECRET}-m", f"{SECRET}-k", f"{SECRET}/d", f"{SECRET}/r"]
 
 
 def test_settings_cannot_be_changed() -> None:
@@ -187,3 +116,79 @@ def test_settings_cannot_be_changed() -> None:
 )
 def test_loopback_is_what_only_this_machine_reaches(host: str, loopback: bool) -> None:
     assert is_loopback(host) is loopback
+
+
+# Keys, limits and strategies.
+
+
+def test_a_provider_takes_its_least_busy_key_and_has_no_limits_by_itself() -> None:
+    lab = provider(keys=[{"value": "a"}])
+    assert lab.strategy == "least_busy"
+    assert (lab.limits.groups, lab.limits.models) == ({}, {})
+    assert set(lab.keys[0].limits.model_dump().values()) == {None}
+
+
+def test_limits_are_of_a_key_a_group_or_a_model() -> None:
+    lab = provider(
+        keys=[{"name": "a", "value": "v", "limits": {"rpm": 30, "tpd": "500000"}}],
+        limits={"groups": {"a": {"concurrency": 2}}, "models": {"big-*": {"rpd": 50, "tpm": 6000}}},
+    )
+    assert (lab.keys[0].limits.rpm, lab.keys[0].limits.tpd) == (30, 500_000)
+    assert lab.limits.groups["a"].concurrency == 2
+    assert (lab.limits.models["big-*"].rpd, lab.limits.models["big-*"].tpm) == (50, 6000)
+
+
+@pytest.mark.parametrize("strategy", ["sticky", "fallback", "weighted", "round_robin"])
+def test_a_strategy_is_known_to_keys_and_targets(strategy: str) -> None:
+    assert provider(strategy=strategy).strategy == strategy
+    assert alias(["lab/x"], strategy=strategy).strategy == strategy
+
+
+def test_by_cost_only_targets_can_be_ordered() -> None:
+    assert alias(["lab/x"], strategy="lowest_cost").strategy == "lowest_cost"
+    with pytest.raises(ValidationError):
+        provider(strategy="lowest_cost")
+
+
+def alias(targets: list[Any], **members: Any) -> Alias:
+    return Settings(models={"fast": {"targets": targets, **members}}).models["fast"]
+
+
+def test_a_target_is_plain_text_or_has_a_tier_and_a_weight() -> None:
+    found = alias(["lab/x", {"target": "lab/y"}, {"target": "a/b/c", "tier": 2, "weight": 0.5}])
+    assert [(each.target, each.tier, each.weight) for each in found.targets] == [
+        ("lab/x", 1, 1.0),
+        ("lab/y", 1, 1.0),
+        ("a/b/c", 2, 0.5),
+    ]
+    assert (found.strategy, found.context_window_fallbacks, found.content_filter_fallbacks) == (
+        *("fallback", [], []),
+    )
+
+
+def test_an_alias_has_targets_for_what_is_too_long_and_for_what_is_refused() -> None:
+    found = alias(
+        ["lab/x"], context_window_fallbacks=["lab/long"], content_filter_fallbacks=["lab/free"]
+    )
+    assert found.context_window_fallbacks == ["lab/long"]
+    assert found.content_filter_fallbacks == ["lab/free"]
+
+
+def test_failures_are_met_as_the_contract_says_by_themselves() -> None:
+    routing = Settings().routing
+    assert (routing.max_wait, routing.max_cooldown, routing.probe) == (1.0, 86_400.0, 0.0)
+    assert (routing.retry_budget.ratio, routing.retry_budget.minimum) == (0.2, 10)
+    breaker = routing.breaker
+    assert (breaker.failures, breaker.rate, breaker.minimum) == (5, 0.5, 20)
+    assert (breaker.window, breaker.open_for, breaker.longest) == (30.0, 10.0, 300.0)
+    given = {"max_wait": "0s", "max_cooldown": "2h", "breaker": {"failures": 0}, "probe": "1m"}
+    routing = Settings(routing=given).routing
+    assert (routing.max_wait, routing.max_cooldown, routing.probe) == (0.0, 7200.0, 60.0)
+    assert (routing.breaker.failures, routing.breaker.window) == (0, 30.0)
+
+
+def test_nothing_is_shared_unless_there_is_an_address() -> None:
+    assert (Settings().state.url, Settings().state.prefix) == (None, "tollkeeper")
+    assert Settings(state={"url": ""}).state.url is None
+    shared = Settings(state={"url": "rediss://h:1/2", "prefix": "blue"}).state
+    assert (shared.url, shared.prefix) == ("rediss://h:1/2", "blue")

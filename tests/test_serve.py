@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import http.client
+import json
 import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -73,3 +75,64 @@ def test_it_announces_itself_serves_and_ends_well(tmp_path: Path, stop: signal.S
         assert process.wait(20) == 0
     assert "lab (no key)" in rest
     assert (tmp_path / "deep" / "t.db").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGHUP")
+def test_a_hangup_reads_the_configuration_again(tmp_path: Path) -> None:
+    config, log = tmp_path / "t.yaml", tmp_path / "log"
+    lab = "providers: {lab: {type: openai, base_url: 'http://127.0.0.1:9/v1'}}\n"
+    fixed = (
+        f"auth: {{master_key_file: '{tmp_path}/key'}}\n"
+        f"telemetry: {{database_url: 'sqlite+aiosqlite:///{tmp_path}/t.db'}}\n"
+    )
+    config.write_text(lab + fixed)
+    with log.open("w") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "proxy", "--config", str(config), "--port", "0"],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env={"PYTHONPATH": str(Path(__file__).parents[1])},
+            cwd=tmp_path,
+        )
+    with process:
+        assert process.stdout is not None
+        where = process.stdout.readline().split()[-1].removeprefix("http://")
+        key = (tmp_path / "key").read_text().strip()
+
+        def ask(method: str, path: str) -> dict:
+            client = http.client.HTTPConnection(where, timeout=10)
+            client.request(method, path, headers={"Authorization": f"Bearer {key}"})
+            answer = json.loads(client.getresponse().read())
+            client.close()
+            return answer
+
+        def aliases() -> list[str]:
+            listed = ask("GET", "/v1/models")["data"]
+            return [model["id"] for model in listed if model["owned_by"] == "tollkeeper"]
+
+        def until(words: str) -> None:
+            for _ in range(500):
+                if words in log.read_text():
+                    return
+                time.sleep(0.02)
+            raise AssertionError(log.read_text())
+
+        assert aliases() == []
+        config.write_text(f"{lab}{fixed}models: {{fast: {{targets: [lab/x]}}}}\n")
+        process.send_signal(signal.SIGHUP)
+        until("the configuration was read again")
+        assert aliases() == ["fast"]
+        config.write_text("server: {peek: x}\n")
+        process.send_signal(signal.SIGHUP)
+        until("the configuration stays as it was: ")
+        assert "t.yaml: server.peek: must be a duration" in log.read_text()
+        assert aliases() == ["fast"]
+        config.write_text(lab + fixed)
+        told = ask("POST", "/admin/reload")
+        assert told == {"reloaded": True, "restart_needed": [], "warnings": []}
+        assert aliases() == []
+        process.send_signal(signal.SIGTERM)
+        process.stdout.read()
+        assert process.wait(20) == 0
+    assert key not in log.read_text()

@@ -24,9 +24,7 @@ def upgrade() -> None:
         sa.Column("state", sa.Text, nullable=False, server_default="closed"),
     )
     op.add_column("provider_health", sa.Column("open_until", INSTANT))
-    op.add_column(
-        "provider_health", sa.Column("openings", INT, nullable=False, server_default="0")
-    )
+    op.add_column("provider_health", sa.Column("openings", INT, nullable=False, server_default="0"))
     op.add_column("rate_limits", sa.Column("probe_at", INSTANT))
     op.execute("DELETE FROM rate_limits WHERE limit_type = 'cooldown'")
     op.create_table(
@@ -41,7 +39,12 @@ def upgrade() -> None:
         sa.Column("open_until", INSTANT),
         sa.Column("openings", INT, nullable=False, server_default="0"),
         sa.PrimaryKeyConstraint("id", name="pk_provider_health_events"),
+        sa.UniqueConstraint(
+            "provider",
+            "model",
+            "timestamp",
+            "to_state",
+            name="uq_provider_health_events_provider_model_timestamp_to_state",
+        ),
     )
-    op.create_index(
-        "ix_provider_health_events_timestamp", "provider_health_events", ["timestamp"]
-    )
+    op.create_index("ix_provider_health_events_timestamp", "provider_health_events", ["timestamp"])

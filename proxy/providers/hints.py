@@ -13,28 +13,16 @@ from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+from proxy.duration import PART, duration
 from proxy.providers.faults import ErrorBody
 from proxy.types import Headers
 
 LONGEST = 86_400.0
 """Seconds beyond which no hint is believed."""
 
-_UNITS = {
-    "ns": 1e-9,
-    "us": 1e-6,
-    "µs": 1e-6,
-    "μs": 1e-6,
-    "ms": 1e-3,
-    "s": 1.0,
-    "m": 60.0,
-    "h": 3600.0,
-}
-_PART = r"\d{1,12}(?:\.\d{1,12})?(?:ns|us|µs|μs|ms|s|m|h)"  # ms before m
-_PARTS = re.compile(r"(\d{1,12}(?:\.\d{1,12})?)(ns|us|µs|μs|ms|s|m|h)")
-_DURATION = re.compile(rf"(?:{_PART}){{1,8}}")
 _SENTENCE = re.compile(
     r"\b(?:try again|retry) (?:in|after) (?:"
-    rf"(?P<go>(?:{_PART}){{1,8}})(?![a-z])"
+    rf"(?P<go>(?:{PART}){{1,8}})(?![a-z])"
     r"|(?P<number>\d{1,12}(?:\.\d{1,12})?) ?(?P<unit>millisecond|second|minute|hour))",
     re.I,
 )
@@ -62,13 +50,6 @@ def reset(headers: Headers, error: ErrorBody, now: float) -> float | None:
     if said is None:
         said = _reset(_header(headers, b"x-ratelimit-reset"), now)
     return None if said is None else min(said, LONGEST)
-
-
-def duration(text: str) -> float | None:
-    """A Go duration (``2m59.56s``, ``172.8ms``, ``1h2m3s``) or protobuf's ``36s`` in seconds."""
-    if not _DURATION.fullmatch(text):
-        return None
-    return sum(float(number) * _UNITS[unit] for number, unit in _PARTS.findall(text))
 
 
 def in_words(message: str) -> float | None:

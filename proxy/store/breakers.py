@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
-from sqlalchemy import insert, select
+from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from proxy.store.health import WINDOW_SECONDS
@@ -18,14 +18,15 @@ _STATE = ("state", "open_until", "openings")
 
 
 async def save(connection: AsyncConnection, turns: Iterable[BreakerRecord]) -> None:
-    """Log the turns, and hold the state that each model is left in."""
+    """Log the turns, each once, and hold the state that each model is left in."""
     turns = list(turns)
     if not turns:
         return
-    await connection.execute(insert(provider_health_events), [_event(turn) for turn in turns])
+    dialect = connection.dialect.name
+    await connection.execute(_log(dialect), [_event(turn) for turn in turns])
     newest = {(turn.provider, turn.model): _state(turn) for turn in turns}
     states = [newest[key] for key in sorted(newest)]
-    await connection.execute(_upsert(connection.dialect.name), states)
+    await connection.execute(_upsert(dialect), states)
 
 
 async def load(connection: AsyncConnection) -> list[BreakerRecord]:
@@ -45,6 +46,11 @@ async def load(connection: AsyncConnection) -> list[BreakerRecord]:
         )
         for row in (await connection.execute(query)).mappings()
     ]
+
+
+@cache
+def _log(dialect: str) -> Insert:
+    return insert_into(provider_health_events, dialect).on_conflict_do_nothing()
 
 
 @cache

@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy import func
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from proxy.duration import duration
 from proxy.errors import ErrorReason
 from proxy.store.tables import rate_limits
 from proxy.store.upsert import Insert, insert_into
@@ -25,8 +26,6 @@ _NAME = re.compile(
     rb"x-ratelimit-(limit|remaining|reset)(?:-(requests|tokens)(?:-(minute|hour|day))?)?"
 )
 _PERIODS = {"minute": 60, "hour": 3600, "day": 86_400}
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|us|µs|ns|d|h|m|s)")
-_UNITS = {"d": 86_400, "h": 3600, "m": 60, "s": 1, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 _REFUSED = (ErrorReason.RATE_LIMIT, ErrorReason.QUOTA_EXCEEDED)
 _FARTHEST_SECONDS = 400 * 86_400
 _LARGEST = 2**63 - 1
@@ -144,10 +143,7 @@ def _seconds(value: str, now: float) -> float | None:
     try:
         number = float(value)
     except ValueError:
-        parts = _DURATION.findall(value)
-        if not parts or "".join(a + b for a, b in parts) != value:
-            return None
-        return sum(float(amount) * _UNITS[unit] for amount, unit in parts)
+        return duration(value)
     if number > 1e11:
         return max(0.0, number / 1000 - now)
     return max(0.0, number - now) if number > 1e9 else number

@@ -12,9 +12,11 @@ from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
+import msgspec
 from sqlalchemy import ColumnElement, Update, case, delete, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from proxy.errors import ErrorReason
 from proxy.store.tables import rate_limits
 from proxy.store.upsert import Insert, insert_into, replace
 from proxy.types import CooldownRecord, CountRecord, LiftRecord, SwitchRecord
@@ -28,7 +30,7 @@ async def save_cooldowns(
     connection: AsyncConnection, rests: Iterable[CooldownRecord | LiftRecord]
 ) -> None:
     """Upsert rests, in order; a longer one that is known is not shortened, unless it is lifted."""
-    for rest in rests:
+    for rest in _until_lifted(rests):
         if isinstance(rest, CooldownRecord):
             await connection.execute(_longest_rest(connection.dialect.name), [_row(rest)])
         else:
@@ -61,9 +63,21 @@ async def save_counts(connection: AsyncConnection, counts: Iterable[CountRecord]
 
 
 async def load_cooldowns(connection: AsyncConnection, now: int) -> list[CooldownRecord]:
-    """The rests that are not over at ``now``, in UTC milliseconds."""
+    """The rests that are not over at ``now``, in UTC milliseconds; the longest last.
+
+    A quota group has a row for each of its keys that was refused. A rest whose reason only another
+    version knows is left out.
+    """
     table = rate_limits.c
-    query = select(rate_limits).where(table.limit_type == COOLDOWN, table.cooldown_until > now)
+    query = (
+        select(rate_limits)
+        .where(
+            table.limit_type == COOLDOWN,
+            table.cooldown_until > now,
+            table.cooldown_reason.in_([reason.value for reason in ErrorReason]),
+        )
+        .order_by(table.cooldown_until, table.last_hit_at)
+    )
     return [
         CooldownRecord(
             provider=row["provider"],
@@ -86,6 +100,23 @@ async def load_switches(connection: AsyncConnection) -> list[tuple[str, str]]:
     table = rate_limits.c
     query = select(table.provider, table.key_id).where(table.limit_type == DISABLED)
     return [(provider, key) for provider, key in await connection.execute(query)]
+
+
+def _until_lifted(
+    rests: Iterable[CooldownRecord | LiftRecord],
+) -> list[CooldownRecord | LiftRecord]:
+    """The same, each rest no longer than until its lift: so they may come again after that."""
+    lifts: dict[tuple[str, ...], int] = {}
+    found: list[CooldownRecord | LiftRecord] = []
+    for rest in reversed(list(rests)):
+        key = "" if rest.account else rest.key_id
+        place = (rest.provider, rest.model, key, rest.account)
+        if isinstance(rest, LiftRecord):
+            lifts[place] = rest.at
+        elif place in lifts:
+            rest = msgspec.structs.replace(rest, until=min(rest.until, lifts[place]))
+        found.append(rest)
+    return found[::-1]
 
 
 @cache
@@ -116,6 +147,7 @@ def _lift(lifted: LiftRecord) -> Update:
         table.model == lifted.model,
         table.account == lifted.account,
         table.limit_type == COOLDOWN,
+        table.last_hit_at <= lifted.at,
     ]
     if not lifted.account:
         mine.append(table.key_id == lifted.key_id)

@@ -1,14 +1,14 @@
 """Old rows go, a few at a time, so that neither readers nor the batch writer wait for it.
 
-``daily_costs`` and ``models`` are kept for ever. Of the tables of current state, rows go that
-nothing has touched for as long.
+``daily_costs`` and ``models`` are kept for ever, and so are the keys that an operator took out. Of
+the tables of current state, rows go that nothing has touched for as long.
 """
 
 from __future__ import annotations
 
 import asyncio
 
-from sqlalchemy import Column, delete, select
+from sqlalchemy import Column, delete, false, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -16,6 +16,7 @@ from proxy.clock import now_ms
 from proxy.store import address
 from proxy.store.address import StoreError
 from proxy.store.engine import Store
+from proxy.store.rests import DISABLED
 from proxy.store.tables import (
     api_calls,
     errors,
@@ -37,6 +38,7 @@ _AGES = (
     provider_health.c.updated_at,
     provider_health_events.c.timestamp,
 )
+_FOR_EVER = {rate_limits: rate_limits.c.limit_type == DISABLED}
 _DAY_MS = 86_400_000
 _CHUNK = 500
 _PAUSE = 0.02
@@ -71,7 +73,8 @@ async def prune(store: Store, days: int, now: int) -> int:
 
 async def _chunk(engine: AsyncEngine, age: Column[int], before: int) -> int:
     table = age.table
-    oldest = select(table.c.id).where(age < before).order_by(age).limit(_CHUNK)
+    old = (age < before, ~_FOR_EVER.get(table, false()))
+    oldest = select(table.c.id).where(*old).order_by(age).limit(_CHUNK)
     async with engine.begin() as connection:
         return (await connection.execute(delete(table).where(table.c.id.in_(oldest)))).rowcount
 

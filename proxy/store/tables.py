@@ -220,6 +220,7 @@ provider_health_events = Table(
     Column("reason", Text, nullable=False),
     *_instants("open_until"),
     *_counts("openings"),
+    UniqueConstraint("provider", "model", "timestamp", "to_state"),
 )
 Index(None, provider_health_events.c.timestamp)
 

@@ -17,6 +17,7 @@ _GRAINS = {60: 1000, 86_400: 60_000}
 class Used(NamedTuple):
     """Calls made about ``timestamp`` (UTC milliseconds). ``key_id`` None: without a key."""
 
+    provider: str
     key_id: str | None
     account: str | None
     model: str
@@ -25,27 +26,24 @@ class Used(NamedTuple):
     tokens: int
 
 
-async def used(
-    connection: AsyncConnection, provider: str, seconds: int, now: int
-) -> Sequence[Used]:
-    """The calls to a provider in the last ``seconds`` (60 or 86,400), the oldest first."""
+async def used(connection: AsyncConnection, seconds: int, now: int) -> Sequence[Used]:
+    """The calls of the last ``seconds`` (60 or 86,400), the oldest first.
+
+    To all providers at once: asked for one of them, SQLite would look at all that it ever did.
+    """
     table = api_calls.c
     oldest = func.min(table.timestamp)
-    groups = (table.key_id, table.account, table.model, _grain(connection, _GRAINS[seconds]))
+    owner = (table.provider, table.key_id, table.account, table.model)
     query = (
-        select(*groups[:3], oldest, func.count(), func.coalesce(func.sum(table.total_tokens), 0))
-        .where(
-            table.timestamp >= now - seconds * 1000,
-            table.provider == provider,
-            table.status != "rejected",
-        )
-        .group_by(*groups)
+        select(*owner, oldest, func.count(), func.coalesce(func.sum(table.total_tokens), 0))
+        .where(table.timestamp >= now - seconds * 1000, table.status != "rejected")
+        .group_by(*owner, _grain(connection, _GRAINS[seconds]))
         .order_by(oldest)
     )
     rows = await connection.execute(query)
     return [
-        Used(key, account, model, at, int(requests), int(tokens))
-        for key, account, model, at, requests, tokens in rows
+        Used(provider, key, account, model, at, int(requests), int(tokens))
+        for provider, key, account, model, at, requests, tokens in rows
     ]
 
 
@@ -53,4 +51,4 @@ def _grain(connection: AsyncConnection, milliseconds: int) -> ColumnElement[int]
     if connection.dialect.name == "postgresql":
         unit = "second" if milliseconds == 1000 else "minute"
         return func.date_trunc(unit, api_calls.c.timestamp)
-    return func.floor(api_calls.c.timestamp / milliseconds)
+    return api_calls.c.timestamp // milliseconds

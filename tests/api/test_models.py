@@ -21,13 +21,22 @@ LISTED = [
 
 
 @pytest.fixture
-async def client() -> AsyncIterator[httpx.AsyncClient]:
+def names() -> list[str]:
+    """The aliases; a reload may change them."""
+    return ["fast", "our/fast"]
+
+
+@pytest.fixture
+async def client(names: list[str]) -> AsyncIterator[httpx.AsyncClient]:
     async def listed() -> list[ModelInfo]:
         return LISTED
 
+    def aliases() -> list[str]:
+        return names
+
     app = FastAPI()
     install(app)
-    app.include_router(models_router(["fast", "our/fast"], listed))
+    app.include_router(models_router(aliases, listed))
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
         yield client
@@ -47,6 +56,16 @@ async def test_all_lists_are_one_with_the_aliases_first(client: httpx.AsyncClien
     assert {entry["object"] for entry in answer["data"]} == {"model"}
     assert {type(entry["created"]) for entry in answer["data"]} == {int}
     assert {type(entry["owned_by"]) for entry in answer["data"]} == {str}
+
+
+async def test_aliases_are_those_that_there_are_now(
+    client: httpx.AsyncClient, names: list[str]
+) -> None:
+    assert (await client.get("/v1/models/slow")).status_code == 404
+    names[:] = ["slow"]
+    assert (await client.get("/v1/models/slow")).json()["owned_by"] == "tollkeeper"
+    assert (await client.get("/v1/models")).json()["data"][0]["id"] == "slow"
+    assert (await client.get("/v1/models/our/fast")).status_code == 404
 
 
 async def test_what_a_provider_says_of_a_model_stays(client: httpx.AsyncClient) -> None:

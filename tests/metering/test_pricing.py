@@ -341,6 +341,21 @@ async def test_the_catalogue_is_asked_once_for_known_and_unknown_models(
     assert book.quote("groq", "nothing", USED) == UNPRICED
 
 
+async def test_prices_that_are_configured_anew_hold_at_once(catalogue: Catalogue) -> None:
+    book = prices({"lab/*": Entry(input=1, output=1)})
+    await book.resolve([("groq", "llama"), ("lab", "x")])
+    assert book.quote("lab", "x", USED) == Quote(1_500_000, "config", None)
+    table = {"groq/llama": Entry(input=2, output=2), "lab/y": Entry(input=3, output=3)}
+    book.configure(table, {"groq": "groq", "lab": None, "eu": "groq"}, frozenset({"desk"}))
+    assert book.quote("groq", "llama", USED) == Quote(3_000_000, "config", None)
+    assert book.quote("lab", "x", USED) == UNPRICED
+    assert book.quote("lab", "y", USED) == Quote(4_500_000, "config", None)
+    assert book.quote("desk", "z", USED) == Quote(0, "config", None)
+    assert book.quote("eu", "llama", USED) is None  # the catalogue has yet to be asked
+    await book.resolve([("eu", "llama")])
+    assert book.quote("eu", "llama", USED) == Quote(985_000, "catalog", LLAMA.version)
+
+
 async def test_a_failure_is_no_price_for_a_minute(
     catalogue: Catalogue, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:

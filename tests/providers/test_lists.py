@@ -190,6 +190,50 @@ async def test_a_silent_provider_holds_up_no_other(monkeypatch: pytest.MonkeyPat
     assert await world.names() == ["groq/llama"]
 
 
+def at(name: str, url: str, dialect: str = "openai") -> Provider:
+    return Provider.of(name, DIALECTS[dialect], base_url=url)
+
+
+async def test_other_providers_are_asked_after_a_reload(clock: Clock) -> None:
+    world = World("groq", "lab")
+    groq = world.router.get(GROQ).respond(json=listing("llama"))
+    lab = world.router.get(LAB).respond(json=listing("a"))
+    shed = world.router.get("http://127.0.0.1:9001/v1/models").respond(json=listing("b"))
+    await world.lists.all()
+    same, new = at("lab", "http://127.0.0.1:9000/v1"), at("shed", "http://127.0.0.1:9001/v1")
+    world.lists.replace([new, same])
+    assert world.lists.find("a") == "lab"
+    assert world.lists.find("llama") is None
+    assert await world.names() == ["shed/b", "lab/a"]
+    assert (groq.call_count, lab.call_count, shed.call_count) == (1, 1, 1)
+
+
+async def test_a_provider_at_another_address_is_asked_anew(clock: Clock) -> None:
+    world = World("lab")
+    world.router.get(LAB).respond(json=listing("a"))
+    world.router.get("http://127.0.0.1:9001/v1/models").respond(json=listing("b"))
+    await world.lists.all()
+    world.lists.replace([at("lab", "http://127.0.0.1:9001/v1")])
+    assert world.lists.find("a") is None
+    assert await world.names() == ["lab/b"]
+
+
+async def test_a_provider_is_reached_when_it_answers_whatever_its_list_said_before(
+    clock: Clock,
+) -> None:
+    world = World("groq", "lab")
+    route = world.router.get(LAB).mock(side_effect=refuse)
+    assert not await world.lists.reached("lab")
+    assert not await world.lists.reached("nobody")
+    route.mock(side_effect=None, return_value=httpx.Response(200, json=listing("a")))
+    assert await world.lists.reached("lab")
+    assert world.lists.find("a") == "lab"
+    route.mock(side_effect=refuse)
+    assert not await world.lists.reached("lab")  # although the list is fresh
+    assert world.lists.find("a") == "lab"
+    assert route.call_count == 3
+
+
 async def test_a_refused_key_is_told_by_its_name() -> None:
     world = World("groq", "lab")
     world.router.get(GROQ).respond(401, content=body("T5.key"))

@@ -7,9 +7,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import Table, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from proxy.clock import new_id, now_ms
+from proxy.store.engine import Store
 from proxy.store.filters import Filters
 from proxy.types import CallRecord
 
@@ -82,6 +84,13 @@ def rows(path: Path, sql: str) -> list[dict[str, Any]]:
     with closing(sqlite3.connect(path)) as connection:
         connection.row_factory = sqlite3.Row
         return [dict(row) for row in connection.execute(sql)]
+
+
+async def read(store: Store, table: Table, *order: str) -> list[dict[str, Any]]:
+    """What the store reads from a table, without the ids, on any kind of database."""
+    async with store.reader() as connection:
+        found = await connection.execute(select(table).order_by(*[table.c[name] for name in order]))
+        return [{name: row[name] for name in row if name != "id"} for row in found.mappings()]
 
 
 async def plan(connection: AsyncConnection, statement: Any) -> str:

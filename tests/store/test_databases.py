@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import asyncio
-import secrets
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
-import asyncpg
 import pytest
 from sqlalchemy import select, text
 
-from proxy.clock import now_ms
 from proxy.store import calls, groups, retention, schema, series, sizes, state
 from proxy.store.address import StoreError
 from proxy.store.engine import Store
 from proxy.store.filters import Filters
 from proxy.store.tables import api_calls, daily_costs, metadata, rate_limits
-from proxy.types import CooldownRecord, FaultRecord, GpuSample, HostSample, ModelInfo
-from tests.store.rows import call, failed
+from proxy.types import (
+    BreakerRecord,
+    CooldownRecord,
+    CountRecord,
+    FaultRecord,
+    GpuSample,
+    HostSample,
+    ModelInfo,
+    SwitchRecord,
+)
+from tests.store.rows import call, failed, read
 
-SERVER = {"host": "127.0.0.1", "port": 5432, "user": "root", "timeout": 2}
 NOON = 1_735_732_800_123
 HEADERS = (
     (b"x-ratelimit-limit-requests", b"14400"),
@@ -30,39 +32,9 @@ HEADERS = (
 )
 
 
-async def _execute(statement: str) -> None:
-    connection = await asyncpg.connect(**SERVER, database="postgres")
-    try:
-        await connection.execute(statement)
-    finally:
-        await connection.close()
-
-
-def _reachable() -> list[str]:
-    try:
-        asyncio.run(_execute("SELECT 1"))
-    except (OSError, asyncpg.PostgresError):
-        return ["sqlite"]
-    return ["sqlite", "postgresql"]
-
-
-@pytest.fixture(params=_reachable())
-async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
-    if request.param == "sqlite":
-        made = Store(f"sqlite+aiosqlite:///{tmp_path}/t.db")
-        await made.open()
-        yield made
-        await made.close()
-        return
-    name = f"tollkeeper_{secrets.token_hex(6)}"
-    await _execute(f"CREATE DATABASE {name}")
-    made = Store(f"postgresql+asyncpg://root@127.0.0.1:5432/{name}")
-    try:
-        await made.open()
-        yield made
-    finally:
-        await made.close()
-        await _execute(f"DROP DATABASE {name}")
+@pytest.fixture
+def store(either: Store) -> Store:
+    return either
 
 
 def window(**changes: Any) -> Filters:
@@ -74,7 +46,10 @@ STORY = [
     call(request_id="r", attempt=2, timestamp=NOON + 5, rate_headers=HEADERS),
     call(request_id="s", timestamp=NOON + 60_000, tokens_per_second=50.0, total_duration_ms=2000.0),
     failed("timeout", request_id="t", timestamp=NOON + 120_000),
-    CooldownRecord("groq", "", "org-a", None, NOON + 9000, "rate_limit", 1, NOON),
+    CooldownRecord("groq", "", "org-a", "org", NOON + 9000, "rate_limit", 1, NOON),
+    SwitchRecord("groq", "org-b", "org", True, NOON),
+    CountRecord("groq", "", "org-a", "org", "requests_day", 100, 3, 86_400, NOON + 9000, NOON),
+    BreakerRecord("groq", "llama", "closed", "open", "server_error", NOON + 9000, 1, NOON),
     FaultRecord(NOON, "KeyError", "x", "File a"),
     HostSample(NOON, 1, cpu_percent=1.5, gpus=(GpuSample(0, name="fake"),)),
     [ModelInfo("groq", "llama", {"id": "llama"}, loaded_at=NOON)],
@@ -104,10 +79,12 @@ async def test_the_story(store: Store) -> None:
     assert [point["value"] for point in hours] == [0, 3, 0]
     assert latency[0]["value"] == pytest.approx((1000.25 + 2000 + 1000.25) / 3)
     assert [(day["invocations"], day["total_cost_usd"]) for day in costs] == [(3, 0.00197)]
-    assert {limit["limit_type"] for limit in limits} == {"requests", "cooldown"}
+    assert {limit["limit_type"] for limit in limits} == {
+        *("requests", "cooldown", "disabled", "requests_day"),
+    }
     assert {table["name"]: table["rows"] for table in found["tables"]} == {
         **dict.fromkeys(metadata.tables, 1),
-        **{"api_calls": 4, "errors": 3, "rate_limits": 2, "tps_metrics": 5},
+        **{"api_calls": 4, "errors": 3, "rate_limits": 4, "tps_metrics": 5},
     }
 
 
@@ -148,8 +125,10 @@ async def test_bad_values_cost_only_themselves(store: Store) -> None:
 
 async def test_old_rows_go(store: Store) -> None:
     await store.write(STORY)
-    assert await retention.prune(store, 1, NOON + 2 * 86_400_000) == 4 + 3 + 1 + 1 + 5 + 2
-    assert await retention.prune(store, 1, now_ms() + 2 * 86_400_000) == 1
+    of_limits, of_health = 3, 1 + 1  # and not the key that an operator took out
+    gone = 4 + 3 + 1 + 1 + 5 + of_limits + of_health
+    assert await retention.prune(store, 1, NOON + 2 * 86_400_000) == gone
+    assert [row["limit_type"] for row in await read(store, rate_limits)] == ["disabled"]
 
 
 async def test_the_schema_is_at_its_head_and_readers_only_read(store: Store) -> None:

@@ -6,7 +6,6 @@ import pytest
 
 from proxy.store.engine import Store
 from proxy.store.limits import count, instant
-from proxy.types import CooldownRecord
 from tests.store.rows import call, failed, rows
 
 AT = 1_735_732_800_000
@@ -51,6 +50,7 @@ async def test_the_headers_of_an_answer_make_a_row_for_each_limit(store: Store, 
         "last_hit_at": None,
         "source": "header",
         "last_updated": AT + 100,
+        "probe_at": None,
     }
     assert (tokens["limit_type"], tokens["current_count"]) == ("tokens", 46)
     assert (tokens["window_seconds"], tokens["reset_time"]) == (60, AT + 330)
@@ -127,27 +127,3 @@ def test_a_reset_is_read_in_every_form(value: str | None, milliseconds: int | No
 )
 def test_a_count_is_a_whole_number_or_unknown(value: str | None, number: int | None) -> None:
     assert count(value) == number
-
-
-def rest(until: int, at: int, **changes: object) -> CooldownRecord:
-    values = {"model": "", "key_id": "org-a", "account": None, "reason": "rate_limit"}
-    return CooldownRecord(
-        **{"provider": "groq", "backoff_count": 1, **values, "until": until, "at": at, **changes}
-    )
-
-
-async def test_a_longer_rest_is_never_shortened(store: Store, path: Path) -> None:
-    await store.write([rest(AT + 60_000, AT, reason="quota_exceeded")])
-    await store.write([rest(AT + 10_000, AT + 1, backoff_count=2)])
-    (row,) = await limits(path)
-    assert (row["limit_type"], row["source"], row["model"]) == ("cooldown", "local", "")
-    assert row["cooldown_until"] == AT + 60_000
-    assert row["cooldown_reason"] == "quota_exceeded"
-    assert (row["backoff_count"], row["hit_count"], row["last_hit_at"]) == (2, 2, AT + 1)
-
-
-async def test_the_same_rest_twice_is_one_hit(store: Store, path: Path) -> None:
-    await store.write([rest(AT + 60_000, AT)])
-    await store.write([rest(AT + 60_000, AT)])
-    (row,) = await limits(path)
-    assert row["hit_count"] == 1

@@ -6,14 +6,19 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import create_engine
+from sqlalchemy import Connection, create_engine, text
+from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
-from proxy.store import migrate, schema
-from proxy.store.tables import metadata
+from proxy.store import breakers, migrate, rests, schema
+from proxy.store.engine import Store
+from proxy.store.tables import api_calls, metadata, provider_health, rate_limits
+from proxy.types import BreakerRecord, CooldownRecord
+from tests.store.rows import call, read
 
 
 def _start(path: Path) -> subprocess.Popen[str]:
@@ -58,6 +63,61 @@ def _in_order(sql: str) -> str:
 def test_the_head_is_the_newest_revision() -> None:
     script = ScriptDirectory.from_config(migrate.config())
     assert script.get_current_head() == schema.HEAD
+
+
+async def _upgraded(url: str, revision: str, *statements: str) -> None:
+    """A database at an old revision, with rows in it."""
+    engine = create_async_engine(url, poolclass=NullPool)
+
+    def upgrade(connection: Connection) -> None:
+        settings = migrate.config()
+        settings.attributes["connection"] = connection
+        command.upgrade(settings, revision)
+        for statement in statements:
+            connection.execute(text(statement))
+
+    async with engine.begin() as connection:
+        await connection.run_sync(upgrade)
+    await engine.dispose()
+
+
+async def test_a_database_of_the_first_revision_goes_on_with_its_rows(empty: str) -> None:
+    at = "'2026-11-20 12:00:00+00'" if empty.startswith("postgresql") else "1795176000000"
+    limits = "provider, key_id, limit_type, cooldown_until, source, last_updated"
+    figures = "is_healthy, failure_rate, window_seconds, sample_count, consecutive_failures"
+    await _upgraded(
+        empty,
+        "0001",
+        f"INSERT INTO rate_limits ({limits}) VALUES"
+        f" ('groq', 'a', 'cooldown', {at}, 'local', {at}),"
+        f" ('groq', 'a', 'requests', NULL, 'header', {at})",
+        f"INSERT INTO provider_health (provider, model, {figures}, updated_at)"
+        f" VALUES ('groq', 'llama', true, 0.25, 300, 4, 0, {at})",
+        "INSERT INTO api_calls (request_id, attempt, is_final, timestamp, finished_at, endpoint,"
+        " provider, model, is_stream, status, usage_source, cost_source, privacy_level)"
+        f" VALUES ('old', 1, true, {at}, {at}, '/v1', 'groq', 'llama', false, 'success', 'none',"
+        " 'none', 'metadata')",
+    )
+    store = Store(empty)
+    await store.open()
+    assert await schema.revision(await store.writer()) == schema.HEAD
+    # Cool-downs of before cannot be told apart, and are gone; the rest is as it was.
+    [limit] = await read(store, rate_limits)
+    assert (limit["limit_type"], limit["probe_at"]) == ("requests", None)
+    assert limit["last_updated"] == 1_795_176_000_000
+    [health] = await read(store, provider_health)
+    assert (health["state"], health["open_until"], health["openings"]) == ("closed", None, 0)
+    assert (health["failure_rate"], health["sample_count"]) == (0.25, 4)
+    rest = CooldownRecord("groq", "llama", "a", "org", 20, "rate_limit", 1, 10, probe_at=15)
+    turn = BreakerRecord("groq", "llama", "closed", "open", "timeout", 20, 1, 10)
+    await store.write([call(request_id="new"), rest, turn])
+    async with store.reader() as connection:
+        assert await rests.load_cooldowns(connection, 0) == [rest]
+        [kept] = await breakers.load(connection)
+    assert (kept.to_state, kept.until, kept.openings) == ("open", 20, 1)
+    calls = await read(store, api_calls, "timestamp")
+    assert sorted(row["request_id"] for row in calls) == ["new", "old"]
+    await store.close()
 
 
 def test_space_of_deleted_rows_can_be_given_back(migrated: Path) -> None:

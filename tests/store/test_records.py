@@ -7,8 +7,18 @@ from pathlib import Path
 import pytest
 
 from proxy.store.engine import Store
-from proxy.store.records import COLUMNS, row
-from proxy.types import CooldownRecord, FaultRecord, GpuSample, HostSample, ModelInfo
+from proxy.store.records import COLUMNS, Batch, row
+from proxy.types import (
+    BreakerRecord,
+    CooldownRecord,
+    CountRecord,
+    FaultRecord,
+    GpuSample,
+    HostSample,
+    LiftRecord,
+    ModelInfo,
+    SwitchRecord,
+)
 from tests.store.rows import call, failed, rows
 
 EVERYTHING = (
@@ -19,6 +29,7 @@ EVERYTHING = (
     "rate_limits",
     "errors",
 )
+OTHERS = ("provider_health_events", "system_metrics", "gpu_metrics", "models")
 
 
 async def test_every_field_arrives_in_its_column(store: Store, path: Path) -> None:
@@ -46,6 +57,27 @@ async def test_the_same_items_twice_count_once(store: Store, path: Path) -> None
     (costs,) = rows(path, "SELECT sum(invocations) AS n FROM daily_costs")
     (speed,) = rows(path, "SELECT sample_count AS n FROM tps_metrics WHERE window_minutes = 60")
     assert (costs["n"], speed["n"]) == (2, 2)
+
+
+async def test_what_was_learnt_may_come_twice(store: Store, path: Path) -> None:
+    items = [
+        CooldownRecord("groq", "", "org-a", "org", 99, "rate_limit", 1, 3),
+        LiftRecord("groq", "", "", "org", 4),
+        CooldownRecord("groq", "", "org-a", "org", 50, "rate_limit", 1, 5),
+        SwitchRecord("groq", "org-b", "org", True, 6),
+        SwitchRecord("groq", "org-c", "org", True, 6),
+        SwitchRecord("groq", "org-b", "org", False, 7),
+        CountRecord("groq", "", "org-a", "org", "requests_day", 10, 4, 86_400, 99, 8),
+        BreakerRecord("groq", "llama", "closed", "open", "server_error", 99, 1, 9),
+        BreakerRecord("groq", "llama", "open", "half_open", "elapsed", None, 1, 99),
+    ]
+    tables = ("rate_limits", "provider_health", "provider_health_events")
+    await store.write(items)
+    before = {table: rows(path, f"SELECT * FROM {table} ORDER BY id") for table in tables}
+    assert [len(found) for found in before.values()] == [3, 1, 2]
+    await store.write(items)
+    after = {table: rows(path, f"SELECT * FROM {table} ORDER BY id") for table in tables}
+    assert after == before
 
 
 async def test_a_failed_flush_leaves_nothing_behind(
@@ -95,12 +127,24 @@ async def test_every_kind_of_item_in_one_batch(store: Store, path: Path) -> None
             call(),
             FaultRecord(1, "KeyError", "'x'", 'File "a.py", line 1, in f'),
             HostSample(2, gpu_count=1, gpus=(GpuSample(0, name="fake"),)),
-            CooldownRecord("groq", "", "org-a", None, 99, "rate_limit", 1, 3),
+            CooldownRecord("groq", "", "org-a", "org", 99, "rate_limit", 1, 3),
+            SwitchRecord("groq", "org-b", "org", True, 4),
+            CountRecord("groq", "", "org-a", "org", "requests_day", 10, 4, 86_400, 99, 5),
+            BreakerRecord("groq", "llama", "closed", "open", "server_error", 99, 1, 6),
             [ModelInfo("groq", "llama", {"id": "llama"}, context_length=8192)],
         ]
     )
-    for table in (*EVERYTHING, "system_metrics", "gpu_metrics", "models"):
+    for table in (*EVERYTHING, *OTHERS):
         assert rows(path, f"SELECT * FROM {table}"), table
+    kinds = rows(path, "SELECT limit_type FROM rate_limits ORDER BY limit_type")
+    assert [row["limit_type"] for row in kinds] == ["cooldown", "disabled", "requests_day"]
+
+
+def test_rests_and_lifts_stay_in_the_order_in_which_they_came() -> None:
+    rest = CooldownRecord("groq", "", "org-a", "org", 99, "rate_limit", 1, 3)
+    lift = LiftRecord("groq", "", "", "org", 4)
+    assert Batch([rest, lift, rest]).cooldowns == [rest, lift, rest]
+    assert Batch([lift, call(), rest]).cooldowns == [lift, rest]
 
 
 async def test_what_is_no_record_is_refused_and_the_rest_is_kept(store: Store, path: Path) -> None:

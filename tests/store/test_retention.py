@@ -10,7 +10,16 @@ from proxy.clock import now_ms
 from proxy.store import retention
 from proxy.store.address import StoreError
 from proxy.store.engine import Store
-from proxy.types import CooldownRecord, FaultRecord, GpuSample, HostSample, ModelInfo
+from proxy.types import (
+    BreakerRecord,
+    CooldownRecord,
+    CountRecord,
+    FaultRecord,
+    GpuSample,
+    HostSample,
+    ModelInfo,
+    SwitchRecord,
+)
 from tests.store.rows import call, failed, rows
 
 DAY = 86_400_000
@@ -21,6 +30,7 @@ AGING = (
     "gpu_metrics",
     "tps_metrics",
     "rate_limits",
+    "provider_health_events",
 )
 KEPT = ("daily_costs", "models")
 
@@ -35,7 +45,9 @@ def everything(at: int, model: str) -> list[object]:
         failed(timestamp=at, model=model),
         FaultRecord(at, "KeyError", "x"),
         HostSample(at, 1, gpus=(GpuSample(0),)),
-        CooldownRecord("groq", model, "k", None, at, "rate_limit", 1, at),
+        CooldownRecord("groq", model, "k", "org", at, "rate_limit", 1, at),
+        CountRecord("groq", model, "k", "org", "requests_day", 9, 1, 86_400, at, at),
+        BreakerRecord("lab", model, "closed", "open", "server_error", at, 1, at),
         [ModelInfo("groq", model)],
     ]
 
@@ -63,6 +75,13 @@ async def test_health_that_nothing_touched_goes(store: Store, path: Path) -> Non
     assert count(path, "provider_health") == 1
     await retention.prune(store, 30, now + 31 * DAY)
     assert count(path, "provider_health") == 0
+
+
+async def test_a_key_that_an_operator_took_out_stays_out(store: Store, path: Path) -> None:
+    now = now_ms()
+    await store.write([SwitchRecord("groq", "k", "org", True, now - 400 * DAY)])
+    await retention.prune(store, 30, now)
+    assert count(path, "rate_limits") == 1
 
 
 async def test_many_rows_go_in_chunks_and_the_file_shrinks(

@@ -14,7 +14,7 @@ async def filled(store: Store) -> Store:
         [
             call(),
             call(provider="gemini"),
-            CooldownRecord("groq", "llama", "org-a", None, 2000, "rate_limit", 1, 1000),
+            CooldownRecord("groq", "llama", "org-a", "org", 2000, "rate_limit", 1, 1000),
             HostSample(1000, 1, gpus=(GpuSample(1), GpuSample(0))),
             HostSample(2000, 0),
         ]

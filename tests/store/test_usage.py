@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from proxy.store.engine import Store
+from proxy.store.usage import Used, used
+from tests.store.rows import call, failed, plan
+
+NOW = 1_735_732_800_000
+MINUTE, DAY = 60, 86_400
+
+
+@pytest.fixture
+def store(either: Store) -> Store:
+    return either
+
+
+async def found(store: Store, seconds: int) -> list[Used]:
+    async with store.reader() as connection:
+        return list(await used(connection, seconds, NOW))
+
+
+def made(ago: float, **changes: Any) -> Any:
+    """A call that began so many seconds ago."""
+    values = {"key_id": "a", "account": "org", "timestamp": NOW - round(ago * 1000)}
+    return call(**{**values, **changes})
+
+
+async def test_calls_of_one_second_are_one_count(store: Store) -> None:
+    await store.write([made(10.0), made(9.5), made(9.1), made(8.9)])
+    assert await found(store, MINUTE) == [
+        Used("groq", "a", "org", "llama", NOW - 10_000, 3, 4500),
+        Used("groq", "a", "org", "llama", NOW - 8900, 1, 1500),
+    ]
+
+
+async def test_calls_of_one_minute_are_one_count_of_a_day(store: Store) -> None:
+    await store.write([made(3600.0), made(3541.0), made(3539.0), made(86_399.0)])
+    assert await found(store, DAY) == [
+        Used("groq", "a", "org", "llama", NOW - 86_399_000, 1, 1500),
+        Used("groq", "a", "org", "llama", NOW - 3_600_000, 2, 3000),
+        Used("groq", "a", "org", "llama", NOW - 3_539_000, 1, 1500),
+    ]
+
+
+@pytest.mark.parametrize(("seconds", "count"), [(MINUTE, 1), (DAY, 2)])
+async def test_what_is_older_than_the_window_does_not_count(
+    store: Store, seconds: int, count: int
+) -> None:
+    await store.write([made(60.0), made(60.1), made(86_400.1)])
+    assert sum(use.requests for use in await found(store, seconds)) == count
+
+
+async def test_providers_keys_groups_and_models_are_told_apart_and_the_oldest_comes_first(
+    store: Store,
+) -> None:
+    await store.write(
+        [
+            made(5.0),
+            made(5.0, model="other"),
+            made(6.0, key_id="b", account="org-b"),
+            made(7.0, key_id=None, account=None),
+            made(5.0, provider="lab"),
+        ]
+    )
+    uses = await found(store, MINUTE)
+    assert [use.timestamp for use in uses] == [NOW - 7000, NOW - 6000, *[NOW - 5000] * 3]
+    assert [(use.key_id, use.account) for use in uses[:2]] == [(None, None), ("b", "org-b")]
+    assert {(use.provider, use.model) for use in uses[2:]} == {
+        *(("groq", "llama"), ("groq", "other"), ("lab", "llama")),
+    }
+
+
+async def test_an_attempt_that_failed_was_a_call_and_a_refused_request_was_none(
+    store: Store,
+) -> None:
+    refused = failed("rate_limit", timestamp=NOW - 5000, key_id="a", account="org")
+    never = made(5.0, status="rejected", error_reason="no_keys", key_id=None, account=None)
+    await store.write([refused, never])
+    assert await found(store, MINUTE) == [Used("groq", "a", "org", "llama", NOW - 5000, 1, 0)]
+
+
+async def test_only_the_rows_of_the_window_are_looked_at(store: Store) -> None:
+    async with store.reader() as connection:
+        if connection.dialect.name != "sqlite":
+            pytest.skip("PostgreSQL plans by what the table holds")
+
+        class Watched:
+            """The connection, which remembers what it was asked."""
+
+            dialect = connection.dialect
+            statement: Any = None
+
+            async def execute(self, statement: Any) -> Any:
+                self.statement = statement
+                return await connection.execute(statement)
+
+        watched = Watched()
+        await used(watched, DAY, NOW)  # type: ignore[arg-type]
+        steps = await plan(connection, watched.statement)
+    assert "SEARCH api_calls USING INDEX ix_api_calls_timestamp (timestamp>?)" in steps
