@@ -31,7 +31,7 @@ def obstacle(pool: KeyPool, model: str, now: float, tokens: int = 0) -> Obstacle
         found = key_obstacle(pool, key, model, now, tokens)
         if found is None:
             return None
-        first = min(first, found, key=lambda each: (each.wait, each.kind == "disabled"))
+        first = min(found, first, key=lambda each: (each.wait, each.kind == "disabled"))
     return first
 
 
