@@ -345,3 +345,20 @@ async def test_a_request_goes_up_with_our_key_and_no_more_of_the_client_than_is_
         "authorization": "Bearer sk-1",
         "accept": "x/y",
     }
+
+
+async def test_nobody_overtakes_who_waits_already() -> None:
+    call = Call(Upstream())
+    free = False
+    first = asyncio.ensure_future(
+        call.line.wait("lab/m", lambda _: 0.0 if free else 60.0, monotonic() + 60)
+    )
+    serving = asyncio.ensure_future(call.serve())
+    while len(call.line) < 2:  # noqa: ASYNC110 - there is no event for it
+        await asyncio.sleep(0)
+    assert not call.upstream.requests
+    free = True
+    call.line.nudge()
+    await serving
+    assert first.done()
+    assert call.row.status == "success"

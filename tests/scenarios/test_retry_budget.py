@@ -36,6 +36,17 @@ async def test_an_outage_costs_the_upstreams_a_few_retries_and_no_more(
     assert {row["error_reason"] for row in rows} == {"server_error"}
 
 
+async def test_the_share_of_the_requests_counts_where_it_is_more_than_the_least(
+    upstream: Upstream, start: Start
+) -> None:
+    upstream.script = error(500, "down")
+    provider = lab(upstream.url, "sk-1111", "sk-2222")
+    routing = {"breaker": {"failures": 0}, "retry_budget": {"minimum": 2}}
+    gateway = await start({"providers": {"lab": provider}, "routing": routing})
+    await asyncio.gather(*[gateway.chat("lab/m") for _ in range(REQUESTS)])
+    assert 2 < len(upstream.calls) - REQUESTS <= REQUESTS / 5
+
+
 async def test_refusals_of_keys_are_retried_within_the_budget_too(
     upstream: Upstream, start: Start
 ) -> None:
