@@ -26,13 +26,14 @@ def obstacle(pool: KeyPool, model: str, now: float, tokens: int = 0) -> Obstacle
     target = target_obstacle(pool, model, now)
     if target is not None:
         return target
-    first = Obstacle(math.inf, "no key is configured", "disabled", "disabled")
+    first: Obstacle | None = None
     for key in pool.keys:
         found = key_obstacle(pool, key, model, now, tokens)
         if found is None:
             return None
-        first = min(found, first, key=lambda each: (each.wait, each.kind == "disabled"))
-    return first
+        if first is None or found.wait < first.wait:
+            first = found
+    return first or Obstacle(math.inf, "no key is configured", "disabled", "disabled")
 
 
 def target_obstacle(pool: KeyPool, model: str, now: float) -> Obstacle | None:
