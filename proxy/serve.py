@@ -23,7 +23,7 @@ from proxy.config import master_key
 from proxy.errors import ConfigError
 from proxy.log import setup
 from proxy.redact import Redactor
-from proxy.schema import Settings
+from proxy.schema import AuthSettings, Settings
 from proxy.wire import OneWriteProtocol
 
 _log = logging.getLogger("tollkeeper")
@@ -49,11 +49,12 @@ def serve(
     cannot be opened or the master key cannot be kept.
     """
     key, made = master_key(settings)
+    auth = settings.auth
     settings = _with_key(settings, key)
     listener = bind(settings.server.host, settings.server.port)
     redact = Redactor(settings.secrets())
     setup(settings.server.log_level, settings.server.log_format, redact)
-    app = create_app(settings, reread=lambda: _with_key(reread(), key), redact=redact)
+    app = create_app(settings, reread=lambda: _like(auth, reread(), key), redact=redact)
     config = uvicorn.Config(
         app,
         loop="asyncio" if sys.platform == "win32" else "uvloop",
@@ -132,6 +133,11 @@ def _with_key(settings: Settings, key: str | None) -> Settings:
         return settings
     auth = settings.auth.model_copy(update={"master_key": SecretStr(key)})
     return settings.model_copy(update={"auth": auth})
+
+
+def _like(auth: AuthSettings, again: Settings, key: str | None) -> Settings:
+    """What was read again, with the key that is in use, unless it says something new of that."""
+    return _with_key(again, key) if again.auth == auth else again
 
 
 def _stopped(*_: object) -> NoReturn:

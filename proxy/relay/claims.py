@@ -6,6 +6,7 @@ shared state is away, each goes by what it knows itself and by its part of the l
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -13,6 +14,7 @@ import msgspec
 
 from proxy.clock import monotonic, now_ms
 from proxy.errors import ErrorReason
+from proxy.routing.breaker import PROBE_SECONDS
 from proxy.routing.events import Event, Lifted, Parked, Switched
 from proxy.routing.health import Turned
 from proxy.routing.keypool import KeyLease, KeyPool
@@ -23,6 +25,7 @@ from proxy.sharing.shared import Shared
 
 _BREAKER = "breaker"
 _SWITCH = "switch"
+_REASONS = {str(reason): reason for reason in ErrorReason}  # another version may know more
 _FOR_EVER_MS = 10 * 365 * 86_400_000
 _PROBE_MS = 15_000  # after which another gateway may probe: the one that does may have died
 
@@ -37,6 +40,7 @@ class Claims:
         self._state = state
         self._pools = pools
         self._known: dict[str, int] = {}  # places and their ends, as last heard
+        self._hearing = False  # what follows from the others' news is none of ours
 
     async def granted(self, pool: KeyPool, lease: KeyLease) -> bool:
         """Claim what a lease uses. If another gateway has used it up, the lease is given back and
@@ -49,6 +53,10 @@ class Claims:
             granted = denial is None
             if denial is not None:
                 self._denied(pool, denial)
+        except asyncio.CancelledError:
+            if lease.probe:  # it may have been granted all the same
+                self._state.lift([_breaker(lease)])
+            raise
         finally:
             if not granted:
                 lease.release(sent=False)
@@ -70,7 +78,7 @@ class Claims:
                     self._state.lift([name])
             case Lifted(provider=provider, places=gone):
                 self._state.lift([_name(provider, *place) for place in gone])
-            case Switched(provider=provider, key=key):
+            case Switched(provider=provider, key=key) if not self._hearing:
                 name = _name(provider, _SWITCH, key.name, "")
                 if key.disabled:
                     self._state.rest(
@@ -82,12 +90,16 @@ class Claims:
     def heard(self, rests: list[shared.Rest]) -> None:
         """The others' rests, all of them: take up the new ones, and end those that were lifted."""
         at = now_ms() + self._state.offset_ms
-        for rest in rests:
-            self._adopt(rest, at)
         current = {rest.place: rest.until for rest in rests}
-        for name, until in self._known.items():
-            if name not in current and until > at:
-                self._end(name)
+        self._hearing = True
+        try:
+            for rest in rests:
+                self._adopt(rest, at)
+            for name, until in self._known.items():
+                if name not in current and until > at:
+                    self._end(name)
+        finally:
+            self._hearing = False
         self._known = current
 
     def away(self, nodes: int) -> None:
@@ -100,7 +112,7 @@ class Claims:
             pool.counters.share(1.0)
 
     async def _claim(self, lease: KeyLease) -> shared.Denial | None:
-        provider, key = lease.provider, lease.key
+        provider = lease.provider
         now, windows = monotonic(), []
         counted: list[tuple[Sliding, int | None]] = []
         for counter in lease.counters:
@@ -113,25 +125,32 @@ class Claims:
                 windows.append(claim)
                 if counter.limit.kind == "tokens":
                     counted.append((counter, start))
-        breaker = _name(provider, _BREAKER, "", lease.model)
-        resting = [
-            _name(provider, *place) for place in places(key.name, key.quota_group, lease.model)
-        ]
-        resting.append(_name(provider, "target", "", lease.model))
-        asked = [] if lease.lifts else resting
-        settle = partial(self._settles, lease, counted)
+        breaker = _breaker(lease)
+        asked = []
+        if not lease.lifts:
+            asked = [_name(provider, *each) for each in _places(lease)]
+        if not lease.probe and self._goes_by_breakers(lease):
+            asked.append(breaker)
         return await self._state.claim(
-            asked if lease.probe else [*asked, breaker],
+            asked,
             windows,
             breaker if lease.probe else None,
             _PROBE_MS,
-            settle if counted else None,
+            partial(self._settles, lease, counted) if counted or lease.probe else None,
         )
 
+    def _goes_by_breakers(self, lease: KeyLease) -> bool:
+        """False where the others use breakers and this gateway does not."""
+        pool = self._pools().get(lease.provider)
+        known = pool.health.breakers.get(lease.model) if pool is not None else None
+        return known is None or known.rules.failures > 0
+
     def _settles(self, lease: KeyLease, counted: list[tuple[Sliding, int | None]], at: int) -> None:
-        """Once the call has ended, say what it really used."""
+        """Once the call has ended, say what it really used, and free a probe that told nothing."""
 
         def settle(used: int | None) -> None:
+            if lease.probe:
+                self._state.lift([_breaker(lease)])
             if used is None:
                 return
             for counter, start in counted:
@@ -148,7 +167,8 @@ class Claims:
         until = monotonic() + denial.wait
         if denial.name.startswith("["):  # somebody else's probe is out
             breaker = pool.health.breaker(msgspec.json.decode(denial.name)[3])
-            breaker.restore("open", until, breaker.openings)
+            # Nobody tells when that succeeds, so look again soon.
+            breaker.restore("open", min(until, monotonic() + PROBE_SECONDS), breaker.openings)
         else:
             pool.counters.block(denial.name.partition(" ")[2], until)
 
@@ -185,6 +205,16 @@ class Claims:
             pool.rests.lift((kind, name, models))
 
 
+def _places(lease: KeyLease) -> tuple[Place, ...]:
+    """Every place whose rest would keep a lease from its model."""
+    key = lease.key
+    return (*places(key.name, key.quota_group, lease.model), ("target", "", lease.model))
+
+
+def _breaker(lease: KeyLease) -> str:
+    return _name(lease.provider, _BREAKER, "", lease.model)
+
+
 def _name(provider: str, kind: str, name: str, models: str) -> str:
     return msgspec.json.encode([provider, kind, name, models]).decode()
 
@@ -197,7 +227,7 @@ def _shared(name: str, rest: Rest, now: float, at: int) -> shared.Rest:
 
 def _local(rest: shared.Rest, until: float, now: float, at: int) -> Rest:
     state: State = rest.state  # type: ignore[assignment]
-    local = Rest(until, ErrorReason(rest.reason), rest.count, state)
+    local = Rest(until, _REASONS.get(rest.reason, ErrorReason.RATE_LIMIT), rest.count, state)
     if rest.probe_at is not None:
         local.probe_at = now + (rest.probe_at - at) / 1000
         local.probe_wait = max(10.0, local.probe_at - now)

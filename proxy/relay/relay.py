@@ -241,11 +241,12 @@ class Relay:
     ) -> KeyLease | None:
         """A key for one try, unless there is none, no time, or no retry left."""
         pool, demand = routes.pools[target.provider], call.demand
+        denied: set[str] = set()  # each key is claimed once
         while (now := monotonic()) < call.deadline:
             lease = pool.lease(
                 target.model,
                 now,
-                tried=tried,
+                tried=tried | denied,
                 tokens=demand.tokens,
                 session=demand.session,
                 stream=demand.stream,
@@ -257,6 +258,7 @@ class Relay:
                 break
             if self.claims is None or await self.claims.granted(pool, lease):
                 return lease
+            denied.add(lease.key.name)
         call.over = True
         return None
 

@@ -71,7 +71,7 @@ def client_answer(
     seconds = math.ceil(wait) if wait is not None and status in (429, 503) else None
     return GatewayError(
         status,
-        _cause(fault, target),
+        cause(fault, target),
         fault.reason,
         code=meaning.code,
         retry_after=seconds,
@@ -101,8 +101,8 @@ def _own(fault: Fault) -> GatewayError:
     )
 
 
-def _cause(fault: Fault, target: Target | None) -> str:
-    """Names the last cause. What a provider says of a key stays here: it may quote the key."""
+def cause(fault: Fault, target: Target | None) -> str:
+    """The last cause in words. What a provider says of a key stays here: it may quote the key."""
     where = str(target) if target else "the upstream"
     if fault.reason is R.AUTHENTICATION:
         return f"{where}: the provider refused the configured key"

@@ -13,7 +13,9 @@ from proxy.metering.meter import Attempt
 from proxy.metering.tap import BodyTap, StreamTap
 from proxy.relay import outbound as module
 from proxy.relay.outbound import STOPPED, Outbound, fault_of, interrupt, send_error
-from proxy.routing.keypool import Key, KeyPool
+from proxy.routing.counters import Counters
+from proxy.routing.key import Key
+from proxy.routing.keypool import KeyPool
 from proxy.types import Headers, Target
 from tests.upstream import event, usage_event
 from tests.wire import DONE, JSON, SSE, Body, Client, Part
@@ -25,7 +27,8 @@ class Answer:
     def __init__(self, *parts: Part, fields: Headers | None = None, **options: Any) -> None:
         self.body = Body(*parts)
         self.key = Key("k1", "sk-1", "org")
-        lease = KeyPool("lab", [self.key]).lease("m", (), 0)
+        counters = Counters(None, lambda: 0.0)
+        lease = KeyPool("lab", [self.key], counters, chance=lambda: 1.0).lease("m", 0)
         assert lease is not None
         self.attempt = Attempt(1, Target("lab", "m"), 0, leased=0)
         fields = [JSON] if fields is None else fields

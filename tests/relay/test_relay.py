@@ -15,9 +15,15 @@ from proxy.metering.meter import Books
 from proxy.metering.pricing import Quote
 from proxy.providers.base import Provider
 from proxy.providers.openai import OpenAI
-from proxy.relay.relay import Limits, Relay
-from proxy.routing.keypool import Key, KeyPool
-from proxy.routing.planner import AliasRoute, Planner
+from proxy.relay.claims import Claims
+from proxy.relay.line import Line
+from proxy.relay.relay import Limits, Relay, Routes
+from proxy.routing.alias import Alias, Candidate
+from proxy.routing.counters import Allowance, Allowances, Counters
+from proxy.routing.key import Key
+from proxy.routing.keypool import KeyPool
+from proxy.routing.planner import Planner
+from proxy.routing.retries import RetryBudget
 from proxy.types import Caller, CallRecord, Operation, Target
 from tests.upstream import event
 from tests.wire import DONE, JSON, SSE, Body, Client
@@ -66,6 +72,30 @@ class Upstream(httpx.AsyncBaseTransport):
         return httpx.Response(self.status, headers=[kind], stream=self.body)
 
 
+class Waited(Line):
+    """A line that tells when somebody waits in it."""
+
+    def __init__(self, reached: Step) -> None:
+        super().__init__()
+        self.reached = reached
+
+    async def wait(self, name: str, ready: Callable[[float], float], give_up: float) -> bool:
+        if isinstance(self.reached, Wait):
+            self.reached.reached.set()
+        else:
+            self.reached()
+        return await super().wait(name, ready, give_up)
+
+
+class SharedState:
+    """Stands for what several gateways share, as far as a claim goes."""
+
+    available = True
+
+    def __init__(self, claim: Step) -> None:
+        self.claim = claim
+
+
 class Call:
     """One call through a relay with one provider, one key and one alias."""
 
@@ -74,6 +104,9 @@ class Call:
         self.client = Client()
         self.send: Any = self.client.send
         self.refresh: Any = self.nothing
+        self.claim: Any = None
+        self.allowance = Allowance()
+        self.line = Line()
         self.records: list[CallRecord] = []
         self.broken: list[tuple[str, str | None, str | None]] = []
         self.listening = asyncio.Event()
@@ -96,19 +129,30 @@ class Call:
         self.broken.append((type(exc).__name__, request_id, path))
 
     def relay(self, tasks: asyncio.TaskGroup) -> Relay:
-        targets = (Target("lab", "m"), Target("lab", "other"))
-        return Relay(
-            planner=Planner(["lab"], {"two": AliasRoute(targets)}, {"m": "lab"}.get, list),
-            providers={"lab": Provider.of("lab", OpenAI(), base_url="http://up/v1")},
-            pools={"lab": KeyPool("lab", [self.key])},
+        counters = Counters(None, lambda: 0.0)
+        counters.configure(Allowances(keys={"k1": self.allowance}))
+        pools = {"lab": KeyPool("lab", [self.key], counters, chance=lambda: 1.0)}
+        targets = [Candidate(Target("lab", "m")), Candidate(Target("lab", "other"))]
+        two = Alias(targets, pools=pools)
+        relay = Relay(
+            routes=Routes(
+                planner=Planner(["lab"], {"two": two}, {"m": "lab"}.get, list),
+                providers={"lab": Provider.of("lab", OpenAI(), base_url="http://up/v1")},
+                pools=pools,
+                retries=RetryBudget(),
+                max_wait=3600,
+            ),
+            line=self.line,
             transport=self.upstream,
             books=Books(self.records.append, lambda *_: Quote(None, "none", None), str, "metadata"),
             limits=Limits(1_000_000, 3600, 3600),
             start=tasks.create_task,
             refresh_models=lambda: self.refresh(),
-            parked=lambda *_: None,
             broken=self.note,
         )
+        if self.claim is not None:
+            relay.claims = Claims(SharedState(self.claim), lambda: pools)
+        return relay
 
     async def serve(
         self,
@@ -131,7 +175,7 @@ class Call:
                 assert relay.in_flight == 1
                 interrupt(serving)
             await asyncio.wait([serving])
-        assert (relay.in_flight, self.key.in_flight) == (0, 0)
+        assert (relay.in_flight, self.key.in_flight, len(self.line)) == (0, 0, 0)
         return serving.cancelled()
 
     @property
@@ -150,6 +194,19 @@ def at_the_body(wait: Wait) -> Call:
 def at_the_lists(wait: Wait) -> Call:
     call = Call(Upstream(), "m")
     call.refresh = wait
+    return call
+
+
+def in_line(wait: Wait) -> Call:
+    call = Call(Upstream())
+    call.allowance = Allowance(concurrency=0)
+    call.line = Waited(wait)
+    return call
+
+
+def at_the_claim(wait: Wait) -> Call:
+    call = Call(Upstream())
+    call.claim = wait
     return call
 
 
@@ -188,6 +245,8 @@ def at_sending_a_chunk(wait: Wait) -> Call:
 WAITS = [
     at_the_body,
     at_the_lists,
+    in_line,
+    at_the_claim,
     at_the_head,
     at_a_refusals_body,
     at_the_first_event,
@@ -195,7 +254,7 @@ WAITS = [
     at_sending_the_head,
     at_sending_a_chunk,
 ]
-ATTEMPTED = WAITS[2:]
+ATTEMPTED = WAITS[4:]
 
 
 @pytest.mark.parametrize("place", WAITS)
@@ -286,3 +345,21 @@ async def test_a_request_goes_up_with_our_key_and_no_more_of_the_client_than_is_
         "authorization": "Bearer sk-1",
         "accept": "x/y",
     }
+
+
+async def test_nobody_overtakes_who_waits_already() -> None:
+    call = Call(Upstream())
+    free = False
+    first = asyncio.ensure_future(
+        call.line.wait("lab/m", lambda _: 0.0 if free else 60.0, monotonic() + 60)
+    )
+    serving = asyncio.ensure_future(call.serve())
+    async with asyncio.timeout(5):
+        while len(call.line) < 2:  # noqa: ASYNC110 - there is no event for it
+            await asyncio.sleep(0.001)
+    assert not call.upstream.requests
+    free = True
+    call.line.nudge()
+    await serving
+    assert first.done()
+    assert call.row.status == "success"
