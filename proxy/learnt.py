@@ -117,6 +117,8 @@ async def restore(connection: Reader, pools: Mapping[str, KeyPool]) -> None:
             if pool.counters.limits(seconds):
                 for use in await used(connection, pool.provider, seconds, at):
                     owner = (use.key_id or "none", use.account or "none", use.model)
+                    for counter in pool.counters.of(*owner):
+                        counter.wait(now, 0)  # so that it begins its day by the clock of now
                     when = now - (at - use.timestamp) / 1000
                     pool.counters.replay(seconds, owner, when, use.requests, use.tokens)
 
