@@ -349,12 +349,14 @@ class Gateway:
                 figures.served += 1
                 figures.served_at[key.name].append(clock.now)
                 lease.release()
+                self.known.ended(lease)
                 return
             fault = self._dialect.classify(*answer, clock.wall())
             verdict = judge(fault)
             lease.used = None if fault.executed else 0
             lease.failed(verdict, fault.reason, now, fault.hint or "local")
             lease.release()
+            self.known.ended(lease)
             if verdict.action is not Action.NEXT_KEY:
                 return
 
@@ -411,6 +413,7 @@ class Known:
         }
         self._rests: dict[tuple[str, str, str], Parked] = {}
         self._told: dict[str, list[tuple[int, int, float, float]]] = {}
+        self._probe: KeyLease | None = None
         self.opened: list[tuple[float, float]] = []
         """When the breaker opened, and until when."""
 
@@ -425,6 +428,7 @@ class Known:
 
     def restart(self) -> None:
         self._told.clear()
+        self._probe = None
 
     def hear(self, group: str, headers: Headers) -> None:
         values = [value.decode() for _, value in headers]
@@ -446,9 +450,16 @@ class Known:
             case Turned(transition=turn) if turn.until is not None:
                 self.opened.append((self._clock.now, turn.until))
 
+    def ended(self, lease: KeyLease) -> None:
+        if lease is self._probe:
+            self._probe = None
+
     def check(self, lease: KeyLease) -> None:
         """Fails for a call that would certainly be refused, as far as anybody knew."""
         now, key, group = self._clock.now, lease.key.name, lease.key.quota_group
+        if lease.probe:
+            assert self._probe is None, "two calls probed at a time"
+            self._probe = lease
         for place in (("group", group, MODEL), ("group", group, ""), ("key", key, "")):
             parked = self._rests.get(place)
             if parked is not None and parked.rest.until > now + 1e-3:
