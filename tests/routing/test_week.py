@@ -28,22 +28,17 @@ from proxy.store import breakers, rests
 from proxy.store.tables import metadata
 from proxy.store.usage import Used
 from proxy.types import BreakerRecord, CooldownRecord, Demand, Fault, LiftRecord, Target
-from tests.routing.simulation import (
-    HOUR,
-    MODEL,
-    WEEK,
+from tests.routing.provider import (
     Ask,
     Bucket,
-    Clock,
     Exactly,
-    Gateway,
     Manner,
     Midnight,
     Oracle,
     Quota,
     Upstream,
-    allowances,
 )
+from tests.routing.simulation import HOUR, MODEL, WEEK, Clock, Gateway, allowances
 
 OWNERS = {"a": "one", "b": "one", "c": "two"}
 WEIGHTS = {"a": 1.0, "b": 1.0, "c": 2.0}
@@ -284,9 +279,6 @@ def _outages_cost_little(week: Week) -> None:
     shut = week.gateway.figures.shut_at
     late = [at for at in shut if not any(turn <= at < until for turn, until in opened)]
     assert not late, f"still open after its time: {late}"
-
-
-# Shares, storms and speed.
 
 
 @pytest.mark.parametrize("strategy", ["weighted", "least_busy", "round_robin"])
