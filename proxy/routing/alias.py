@@ -26,7 +26,7 @@ OUTPUT_TOKENS = 500
 
 class Candidate(msgspec.Struct):
     """A target of an alias. The lowest ``tier`` that can serve does; ``turn`` is its place in the
-    round within that."""
+    round within that: the lowest is next (stride scheduling)."""
 
     target: Target
     tier: int = 1
@@ -35,7 +35,11 @@ class Candidate(msgspec.Struct):
 
 
 class Alias:
-    """Orders the targets for each request; those that cannot serve now come last in their tier."""
+    """Orders the targets for each request: tier by tier, and in a tier as the strategy says.
+
+    Those that cannot serve now come last in their tier. With ``fallback`` the order never changes:
+    who cannot serve is passed over when it is asked for a key.
+    """
 
     def __init__(
         self,
@@ -62,7 +66,7 @@ class Alias:
         self._turns = [0.0 for _ in self._tiers]
         self.targets = tuple(each.target for tier in self._tiers for each in tier)
         for each in candidates:
-            each.turn = 0.5 / each.weight
+            each.turn = self._stride(each) / 2
 
     def order(self, demand: Demand, now: float) -> tuple[Target, ...]:
         """The targets, best first."""
@@ -73,48 +77,53 @@ class Alias:
             if len(tier) == 1:
                 ordered += tier
                 continue
-            can = [each for each in tier if self._pool(each).open(each.target.model, now)]
+            can = [each for each in tier if self._open(each, now)]
             if can:
-                ordered += self._ranked(can, place, demand, now)
+                can = self._ranked(can, demand, now)
+                self._take_turn(can[0], place)
+            ordered += can
             ordered += [each for each in tier if each not in can]
         return tuple(each.target for each in ordered)
 
     def served(self, target: Target, demand: Demand, now: float) -> None:
-        """A target has served: its session stays with it."""
-        if self.strategy == "sticky" and demand.session is not None:
+        """A target has served: its session stays with it, unless it only helped out."""
+        if self.strategy == "sticky" and demand.session is not None and target in self.targets:
             self.sessions.keep(demand.session, str(target), now)
 
-    def _ranked(
-        self, tier: list[Candidate], place: int, demand: Demand, now: float
-    ) -> list[Candidate]:
+    def _ranked(self, tier: list[Candidate], demand: Demand, now: float) -> list[Candidate]:
         match self.strategy:
             case "weighted" | "round_robin":
-                return self._round(tier, place)
+                return sorted(tier, key=attrgetter("turn"))
             case "lowest_latency":
-                models = [(self._pool(each), each.target.model) for each in tier]
-                stream = demand.stream
-                values = [pool.health.latency("", m, stream, now) for pool, m in models]
-                loads = [pool.health.busy(model) for pool, model in models]
-                return _first(tier, pick(values, loads, self._chance()))
+                return self._soonest(tier, demand.stream, now)
             case "lowest_cost":
-                tokens = min(demand.max_tokens or OUTPUT_TOKENS, OUTPUT_TOKENS)
-                costs = {
-                    str(each.target): self._cost(each.target, demand.tokens, tokens)
-                    for each in tier
-                }
-                return sorted(tier, key=lambda each: _unknown_last(costs[str(each.target)]))
-            case "sticky" if demand.session is not None:
-                return _first(tier, self._kept(tier, demand.session, now))
-            case _:
-                return sorted(tier, key=lambda each: (self._load(each), each.turn))
-
-    def _round(self, tier: list[Candidate], place: int) -> list[Candidate]:
-        """Stride scheduling: who was taken waits for the longer, the lighter it weighs."""
-        ranked = sorted(tier, key=attrgetter("turn"))
-        first = ranked[0]
-        self._turns[place] = turn = max(first.turn, self._turns[place])
-        first.turn = turn + (1.0 if self.strategy == "round_robin" else 1.0 / first.weight)
+                output = min(demand.max_tokens or OUTPUT_TOKENS, OUTPUT_TOKENS)
+                return sorted(tier, key=lambda each: self._price(each, demand.tokens, output))
+        ranked = sorted(tier, key=lambda each: (self._load(each), each.turn))
+        if self.strategy == "sticky" and demand.session is not None:
+            return _first(ranked, self._kept(ranked, demand.session, now))
         return ranked
+
+    def _soonest(self, tier: list[Candidate], stream: bool, now: float) -> list[Candidate]:
+        """The one that is picked, then the others by what they took of late."""
+        models = [(self._pool(each).health, each.target.model) for each in tier]
+        values = [health.latency("", model, stream, now) for health, model in models]
+        loads = [health.busy(model) for health, model in models]
+        picked = pick(values, loads, self._chance())
+        order = sorted(range(len(tier)), key=lambda place: _unknown_last(values[place]))
+        return _first([tier[place] for place in order], order.index(picked))
+
+    def _price(self, candidate: Candidate, input: int, output: int) -> tuple[bool, float]:
+        return _unknown_last(self._cost(candidate.target, input, output))
+
+    def _take_turn(self, candidate: Candidate, place: int) -> None:
+        """Who is taken waits for the longer, the lighter it weighs. Who could not take its turns
+        does not get them all at once later."""
+        self._turns[place] = turn = max(candidate.turn, self._turns[place])
+        candidate.turn = turn + self._stride(candidate)
+
+    def _stride(self, candidate: Candidate) -> float:
+        return 1.0 if self.strategy == "round_robin" else 1.0 / candidate.weight
 
     def _kept(self, tier: list[Candidate], session: str, now: float) -> int:
         names = [str(each.target) for each in tier]
@@ -126,13 +135,16 @@ class Alias:
     def _load(self, candidate: Candidate) -> float:
         return self._pool(candidate).health.busy(candidate.target.model) / candidate.weight
 
+    def _open(self, candidate: Candidate, now: float) -> bool:
+        return self._pool(candidate).open(candidate.target.model, now)
+
     def _pool(self, candidate: Candidate) -> KeyPool:
         return self._pools[candidate.target.provider]
 
 
-def _first(tier: list[Candidate], place: int) -> list[Candidate]:
-    return [tier[place], *tier[:place], *tier[place + 1 :]]
+def _first(ranked: list[Candidate], place: int) -> list[Candidate]:
+    return [ranked[place], *ranked[:place], *ranked[place + 1 :]]
 
 
-def _unknown_last(cost: int | None) -> tuple[bool, int]:
-    return cost is None, cost or 0
+def _unknown_last(value: float | None) -> tuple[bool, float]:
+    return value is None, value or 0.0
