@@ -21,7 +21,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 HOUSE = (
-    "types errors reasons config schema fields document mistakes discovery clock duration log redact",
+    "types errors reasons clock duration log redact"
+    " config schema fields document mistakes discovery",
     "routing providers metering store observe sharing",
     "relay",
     "api",
@@ -35,7 +36,8 @@ FENCES = {
     "fastapi": "api/ app.py",
     "genai_prices": "metering/catalog.py",  # 40 MB, in a process of its own
     "httptools": "providers/transport.py",
-    "httpx": "providers/ relay/relay.py relay/exchange.py relay/outbound.py app.py upstreams.py",  # the transport is its seam
+    # The transport is its seam.
+    "httpx": "providers/ relay/relay.py relay/exchange.py relay/outbound.py app.py upstreams.py",
     "msgspec": "",  # anywhere: it makes the nouns
     "psutil": "observe/host.py",
     "pydantic": "schema.py fields.py config.py mistakes.py serve.py api/stats.py",

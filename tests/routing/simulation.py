@@ -165,7 +165,9 @@ class Gateway:
             if at >= self.clock.now - seconds:
                 place = key, int((EPOCH + at) // grain)
                 instant = round((EPOCH + at) * 1000)
-                row = rows.get(place) or Used(key, self.upstream.owners[key], MODEL, instant, 0, 0)
+                row = rows.get(place) or Used(
+                    "lab", key, self.upstream.owners[key], MODEL, instant, 0, 0
+                )
                 rows[place] = row._replace(requests=row.requests + 1, tokens=row.tokens + tokens)
         return list(rows.values())
 
@@ -188,7 +190,7 @@ class Gateway:
         calls.append((now, lease.key.name, tokens))
         while calls[0][0] < now - DAY:
             calls.popleft()
-        figures.probes += lease.lifts
+        figures.probes += bool(lease.lifts)
         if answer.status == 500:
             figures.failed_at.append((now, lease.probe))
         elif answer.status == 429:

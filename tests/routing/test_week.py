@@ -192,9 +192,7 @@ class Week:
             self.oracle.asked(ask, self.clock.now)
             self.clock.start(self.gateway.serve(ask))
 
-    async def _used(
-        self, connection: AsyncConnection, provider: str, seconds: int, at: int
-    ) -> Sequence[Used]:
+    async def _used(self, connection: AsyncConnection, seconds: int, at: int) -> Sequence[Used]:
         return self.gateway.used(seconds, 1.0 if seconds == MINUTE else 60.0)
 
 
