@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from random import Random
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -119,17 +120,12 @@ class Interleaved(RuleBasedStateMachine):
 
     def requests(self, key: Key, model: str) -> list[tuple[Owner, int]]:
         """The owners of limits of requests that hold for a call, and how many each may make."""
-        each = self.allowances
-        group = key.quota_group
-        found = {
-            (key.name, group, ""): each.keys.get(key.name),
-            ("", group, model): each.models.get(model, each.models.get("*")),
-        }
+        owners = [(key.name, key.quota_group, ""), ("", key.quota_group, model)]
         return [
             (owner, limit.amount)
-            for owner, allowance in found.items()
-            for limit in (allowance.limits if allowance else ())
-            if limit.kind == "requests"
+            for owner in owners
+            if (allowance := self.allowance(owner)) is not None
+            for limit in allowance.limits
         ]
 
     @initialize(allowances=st.sampled_from(ALLOWANCES), strategy=st.sampled_from(STRATEGIES))
@@ -159,9 +155,13 @@ class Interleaved(RuleBasedStateMachine):
         self.allowances = allowances
         self.seen |= {id(key): key for key in self.pool.keys}
         for owner in list(self.calls):  # a limit that is gone has forgotten what was used
-            of = allowances.keys.get(owner[0]) if owner[0] else allowances.models.get(owner[2])
-            if (of or (not owner[0] and allowances.models.get("*"))) is None:
+            if self.allowance(owner) is None:
                 del self.calls[owner]
+
+    def allowance(self, owner: Owner) -> Allowance | None:
+        key, _, model = owner
+        models = self.allowances.models
+        return self.allowances.keys.get(key) if key else models.get(model, models.get("*"))
 
     @rule(
         model=st.sampled_from(MODELS),
@@ -293,7 +293,8 @@ class Interleaved(RuleBasedStateMachine):
                 self.now += MINUTE / 2
 
 
+@pytest.mark.timeout(300)  # a failure takes long to be made small
 def test_any_interleaving_leaves_nothing_behind() -> None:
     run_state_machine_as_test(
-        Interleaved, settings=settings(deadline=None, max_examples=100, stateful_step_count=60)
+        Interleaved, settings=settings(deadline=None, max_examples=60, stateful_step_count=60)
     )
