@@ -62,7 +62,7 @@ verdicts = st.one_of(
         rests=st.just("group"),
         covers=st.sampled_from([None, "", "*:free"]),
         cooldown=st.none() | seconds | st.just(1e9),
-        probe_after=st.none() | st.sampled_from([5.0, 60.0]),
+        probe_after=st.sampled_from([None, 5.0, 10.0]),
         failure=st.booleans(),
     ),
     st.builds(
@@ -131,6 +131,19 @@ class Interleaved(RuleBasedStateMachine):
     @initialize(allowances=st.sampled_from(ALLOWANCES), strategy=st.sampled_from(STRATEGIES))
     def begin(self, allowances: Allowances, strategy: KeyStrategy) -> None:
         self.load({name: (group, secret) for name, group, secret in ALL}, allowances, strategy)
+
+    @rule(data=st.data(), calls=st.integers(2, 6), sent=st.booleans())
+    def burst(self, data: st.DataObject, calls: int, sent: bool) -> None:
+        """Calls to one model with any key, of which one ends at once."""
+        model = data.draw(st.sampled_from(MODELS))
+        for _ in range(calls):
+            self.lease(model, set(), 3, None)
+        if self.held:
+            if sent:
+                self.release(data, 3, False)
+            else:
+                self.cancel(data)
+            self.lease(model, set(), 3, None)
 
     @rule(
         keys=configured,
@@ -243,7 +256,7 @@ class Interleaved(RuleBasedStateMachine):
     def hear_of_a_breaker(self, model: str) -> None:
         self.pool.health.breaker(model).restore("open", self.now + 20, 1)
 
-    @rule(passed=seconds.map(lambda wait: wait / 4))
+    @rule(passed=st.sampled_from([0.25, 1.0, 5.0, 10.0, 30.0, 61.0, 300.0]))
     def wait(self, passed: float) -> None:
         self.now += passed
 
