@@ -94,7 +94,7 @@ def _limit(
 
 def _holds(place: Place, key: Key) -> bool:
     kind, name, _ = place
-    return name == (key.quota_group if kind == "group" else key.name) and kind != "target"
+    return name == (key.quota_group if kind == "group" else key.name)
 
 
 def _instant(moment: float, now: float, at: int) -> int:
