@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -99,9 +100,12 @@ async def serves(gateway: Gateway, model: str) -> bool:
 
 async def test_one_limit_holds_for_both(both: Whole) -> None:
     one, other, upstream = both
-    calls = [gateway.chat("requests/m") for _ in range(20) for gateway in (one, other)]
-    answers = await asyncio.gather(*calls)
-    assert Counter(got.status_code for got in answers) == {200: 7, 429: 33}
+
+    async def hammer(gateway: Gateway) -> list[int]:
+        return [(await gateway.chat("requests/m")).status_code for _ in range(7)]
+
+    statuses = await asyncio.gather(*[hammer(gateway) for gateway in (one, other) * 3])
+    assert Counter(chain(*statuses)) == {200: 7, 429: 35}
     assert len(upstream.calls) == 7
     for gateway in (one, other):
         got = await gateway.chat("requests/m")
@@ -129,7 +133,7 @@ async def test_what_one_was_refused_the_other_does_not_ask(both: Whole) -> None:
     await told(one)
     got = await other.chat("refused/m")
     assert got.status_code == 429
-    assert 55 <= int(got.headers["retry-after"]) <= 60
+    assert 55 <= int(got.headers["retry-after"]) <= 61
     assert len(upstream.calls) == 1
     assert (await other.chat("refused/free")).status_code == 200
     await other.chat("refused/dead")
