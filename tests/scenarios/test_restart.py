@@ -6,8 +6,6 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from proxy.clock import monotonic
 from tests.gateway import lab, running
 from tests.scenarios.views import keys, seconds_left
@@ -100,24 +98,24 @@ async def test_what_rested_returns_at_its_time_and_not_before(
     assert [event["to_state"] for event in events] == ["open", "half_open", "closed"]
 
 
-@pytest.mark.parametrize("limit", ["rpd", "rpm"])
-@pytest.mark.parametrize("owner", ["key", "group", "model"])
-async def test_requests_are_counted_on(
-    upstream: Upstream, tmp_path: Path, limit: str, owner: str
-) -> None:
-    three = {limit: 3}
-    provider = lab(upstream.url)
-    if owner == "key":
-        provider["keys"][0]["limits"] = three
-    else:
-        names = {"group": {"groups": {"k1": three}}, "model": {"models": {"m*": three}}}
-        provider["limits"] = names[owner]
-    settings = {"providers": {"lab": provider}, "routing": AT_ONCE}
+async def test_what_was_used_is_counted_on(upstream: Upstream, tmp_path: Path) -> None:
+    """A limit of three, by the minute and the day, of a key, a group and a model each."""
+    providers = {}
+    for limit in ("rpm", "rpd"):
+        three = {limit: 3}
+        for owner in ("keys", "groups", "models"):
+            provider = lab(upstream.url)
+            limits = {"groups": {"groups": {"k1": three}}, "models": {"models": {"m*": three}}}
+            provider["limits"] = limits.get(owner, {})
+            provider["keys"][0]["limits"] = three if owner == "keys" else {}
+            providers[f"{limit}-{owner}"] = provider
+    settings = {"providers": providers, "routing": AT_ONCE}
     for statuses in ([200, 200], [200, 429]):
         async with running(tmp_path, settings) as gateway:
-            got = [await gateway.chat("lab/m") for _ in statuses]
-            assert [each.status_code for each in got] == statuses
-    assert len(upstream.calls) == 3
+            for name in providers:
+                got = [await gateway.chat(f"{name}/m") for _ in statuses]
+                assert (name, [each.status_code for each in got]) == (name, statuses)
+    assert len(upstream.calls) == 3 * len(providers)
 
 
 async def test_tokens_are_counted_on(upstream: Upstream, tmp_path: Path) -> None:
