@@ -180,9 +180,7 @@ class Gateway:
         )
         secure = ""
         if self.lab.tls_port:
-            secure = SECURE.format(
-                port=self.lab.tls_port, keys=keys, limits=json.dumps(LIMITS)
-            )
+            secure = SECURE.format(port=self.lab.tls_port, keys=keys, limits=json.dumps(LIMITS))
         return CONFIG.format(
             port=self.port, master=self.master, mock=self.lab.mock_port, keys=keys, secure=secure,
             limits=json.dumps(LIMITS), database=self.database,

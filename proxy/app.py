@@ -362,14 +362,15 @@ class _Gateway:
     # What the model lists and the statistics ask for.
 
     def _key_to_ask_with(self, provider: str) -> tuple[str, str] | None:
-        key = self._relay.routes.pools[provider].healthy(monotonic())
+        pool = self._relay.routes.pools.get(provider)  # a reload may just have taken it out
+        key = None if pool is None else pool.healthy(monotonic())
         return (key.name, key.secret) if key is not None and key.secret is not None else None
 
     def _refused(self, provider: str, name: str) -> None:
         """A provider answered 401 to the key with which its list was asked for."""
-        pool, reason = self._relay.routes.pools[provider], ErrorReason.AUTHENTICATION
-        key = pool.key(name)
-        if key is not None:
+        pool, reason = self._relay.routes.pools.get(provider), ErrorReason.AUTHENTICATION
+        key = None if pool is None else pool.key(name)
+        if pool is not None and key is not None:
             verdict = judge(Fault(reason, "the provider refused the key"))
             pool.park(key, "", verdict, reason, monotonic())
 

@@ -74,7 +74,8 @@ async def exchange(
         _note_head(attempt, response.status_code, fields)
         if attempt.rate_headers:
             group = lease.key.quota_group
-            pool.counters.hear(group, target.model, attempt.rate_headers, monotonic())
+            now = monotonic()
+            pool.counters.hear(group, target.model, attempt.rate_headers, now, attempt.sent)
         if not 200 <= response.status_code < 300:
             return await _refusal(provider, response)
         plan = call.plan

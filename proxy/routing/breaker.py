@@ -96,6 +96,12 @@ class Breaker:
         """Whether a probe decides. Right after ``admit`` was True: whether that call is it."""
         return self._out and self.state == "half_open"
 
+    def configure(self, rules: BreakerRules) -> None:
+        """Judge by other rules from now on; in a window of another length nothing has happened."""
+        if rules.window != self.rules.window:
+            self._outcomes, self._failures = Window(rules.window), Window(rules.window)
+        self.rules = rules
+
     def wait(self, now: float) -> float:
         """Seconds until a call may go; 0.0: now."""
         if self.state == "closed":

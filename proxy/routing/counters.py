@@ -79,9 +79,14 @@ class Counters:
         return found
 
     def hear(
-        self, group: str, model: str, headers: Sequence[tuple[bytes, bytes]], now: float
+        self,
+        group: str,
+        model: str,
+        headers: Sequence[tuple[bytes, bytes]],
+        now: float,
+        sent: float,
     ) -> None:
-        """Learn from the headers of an answer."""
+        """Learn from the headers of an answer to a call that was ``sent`` then."""
         for kind, limit, remaining, reset in read_headers(headers):
             known = self._told.get((group, model))
             if known is None:
@@ -92,7 +97,7 @@ class Counters:
                     "tokens": Told("tokens"),
                 }
                 self._of.clear()
-            known[kind].hear(limit, remaining, reset, now)
+            known[kind].hear(limit, remaining, reset, now, sent)
 
     def share(self, part: float) -> None:
         """Use only this part of each limit, because others use the rest unseen."""

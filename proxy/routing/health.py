@@ -37,7 +37,7 @@ class Health:
         """Judge by these rules from now on."""
         self._rules = rules
         for breaker in self.breakers.values():
-            breaker.rules = rules
+            breaker.configure(rules)
 
     def wait(self, model: str, now: float) -> float:
         """Seconds until the breaker lets a call go; 0.0: now."""

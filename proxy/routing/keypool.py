@@ -82,7 +82,7 @@ class KeyPool:
                 self._lift([("key", key.name, "")])
             kept.quota_group, kept.weight, kept.order = key.quota_group, key.weight, order
             kept.load = kept.in_flight / kept.weight
-            kept.turn = max(kept.turn, self._turn + 0.5 / kept.weight)
+            kept.turn = max(kept.turn, self._turn + 0.5 * _stride(strategy, kept))
             self.keys.append(kept)
         self._strategy = strategy
         self._rank = _RANKS.get(strategy, _RANKS["least_busy"])
@@ -230,7 +230,7 @@ class KeyPool:
         key.load = key.in_flight / key.weight
         # Who could not take his turns does not get them all at once later.
         self._turn = turn = max(key.turn, self._turn)
-        key.turn = turn + (1.0 if self._strategy == "round_robin" else 1.0 / key.weight)
+        key.turn = turn + _stride(self._strategy, key)
         if session is not None and self._strategy == "sticky":
             self._sessions.keep(session, key.name, now)
         probe = self.health.begin(model, now)
@@ -262,12 +262,12 @@ class KeyPool:
         key.in_flight -= 1
         key.load = key.in_flight / key.weight
         self.health.end(lease.model, lease.probe)
-        if sent:
-            for counter in lease.counters:
+        for counter in lease.counters:
+            if sent and lease.counts:
                 counter.ended(lease.taken, lease.tokens, lease.used)
-        else:
-            for counter in lease.counters:
+            else:
                 counter.undone(lease.taken, lease.tokens)
+        if not sent:
             self.rests.unscout(lease.lifts)
             self._changes += 1  # what was used up may not be any more
         self._on_release()
@@ -291,6 +291,7 @@ class KeyPool:
             self._measure(lease, now, None)
             self.health.failed(lease.model, str(reason), lease.probe, now)
             lease.probe = False
+        lease.counts = verdict.rests != "key"  # who is not let in uses up nothing
         return self.park(lease.key, lease.model, verdict, reason, now, source)
 
     def _lift(self, lifted: Iterable[Place]) -> None:
@@ -309,7 +310,7 @@ class KeyLease(msgspec.Struct, eq=False):
 
     ``probe``: this call decides over a half-open breaker. ``lifts`` are the rests of which it looks
     whether they are over early. ``used`` is the tokens that the call used, None as long as that is
-    unknown; ``settle`` is told of it at the end.
+    unknown; ``settle`` is told of it at the end. ``counts``: the provider counts it as a call.
     """
 
     pool: KeyPool
@@ -322,6 +323,7 @@ class KeyLease(msgspec.Struct, eq=False):
     probe: bool
     lifts: Sequence[tuple[Place, Rest]] = ()
     used: int | None = None
+    counts: bool = True
     settle: Callable[[int | None], None] | None = None
     released: bool = False
 
@@ -370,6 +372,11 @@ _RANKS: dict[str, Callable[[Key], Any]] = {
     "round_robin": attrgetter("turn"),
     "least_busy": attrgetter("load", "turn"),
 }
+
+
+def _stride(strategy: KeyStrategy, key: Key) -> float:
+    """How far a key moves back in the round when it is taken."""
+    return 1.0 if strategy == "round_robin" else 1.0 / key.weight
 
 
 def _full(counters: tuple[Counter, ...], now: float, tokens: int) -> Counter | None:

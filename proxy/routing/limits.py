@@ -16,15 +16,20 @@ import msgspec
 from proxy.clock import day
 from proxy.duration import duration
 
-STEPS = 60
-"""A sliding window moves on in steps of a sixtieth. A step is let go when all of it is older than
-the window, so that no window of that length ever holds more than the limit."""
-
 SOON = 0.1
 """Seconds after which to look again for a call to end: nobody knows how long it takes."""
 
 MINUTE = 60
 DAY = 86_400
+
+
+def steps(seconds: int) -> int:
+    """In how many steps a sliding window moves on: a minute by the second, a day by six minutes.
+
+    A step is let go when all of it is older than the window, so that no window of that length ever
+    holds more than the limit. The scripts of the shared state count in the same steps.
+    """
+    return 60 if seconds <= 3600 else 240
 
 
 class Limit(msgspec.Struct, frozen=True):
@@ -77,6 +82,7 @@ class Sliding:
         "_stale",
         "_step",
         "_step_ends",
+        "_steps",
         "blocked_until",
         "limit",
         "name",
@@ -91,7 +97,8 @@ class Sliding:
         self.used = 0
         self.blocked_until = 0.0  # another gateway has used it up
         self._by_tokens = limit.kind == "tokens"
-        self._step = limit.seconds / STEPS
+        self._steps = steps(limit.seconds)
+        self._step = limit.seconds / self._steps
         self._step_ends = -math.inf  # of the newest step
         self._stale = math.inf  # when something no longer counts
         self._counts: list[list[int]] = []  # [step, count], the oldest first
@@ -141,7 +148,7 @@ class Sliding:
             change = max(count, -entry[1])
             entry[1] += change
             self.used += change
-        elif count > 0 and (not counts or step >= counts[-1][0] - STEPS):
+        elif count > 0 and (not counts or step >= counts[-1][0] - self._steps):
             counts.insert(place, [step, count])
             self.used += count
             self._stale = self._gone(counts[0][0])
@@ -149,7 +156,7 @@ class Sliding:
 
     def forget(self, now: float) -> None:
         """Let go of what no longer counts."""
-        counts, oldest = self._counts, int(now // self._step) - STEPS
+        counts, oldest = self._counts, int(now // self._step) - self._steps
         while counts and counts[0][0] < oldest:
             self.used -= counts.pop(0)[1]
         self._stale = self._gone(counts[0][0]) if counts else math.inf
@@ -174,7 +181,7 @@ class Sliding:
 
     def _gone(self, step: int) -> float:
         """When nothing of a step counts any more."""
-        return (step + STEPS + 1) * self._step
+        return (step + self._steps + 1) * self._step
 
 
 class Daily(Sliding):
@@ -256,48 +263,56 @@ class Told:
     admitted long before (https://console.groq.com/docs/rate-limits).
     """
 
-    __slots__ = ("_at", "_limit", "_remaining", "_reset", "_sent", "kind")
+    __slots__ = ("_at", "_heard", "_level", "_limit", "_rate", "kind")
 
     def __init__(self, kind: Literal["requests", "tokens"]) -> None:
         self.kind = kind
-        self._limit = self._remaining = self._sent = 0
-        self._at = self._reset = 0.0
+        self._limit = 0
+        self._level = 0.0  # what was left at ``_at``
+        self._rate = 0.0  # what comes back in a second; 0.0 as long as nobody has told
+        self._at = 0.0
+        self._heard = -math.inf
 
     @property
     def why(self) -> str:
-        return f"the provider told that {self._remaining} of {self._limit} {self.kind} remain"
+        return (
+            f"the provider told that {max(0, int(self._level))} of {self._limit} {self.kind} remain"
+        )
 
-    def hear(self, limit: int, remaining: int, reset: float, now: float) -> None:
-        self._limit, self._remaining, self._reset = limit, min(remaining, limit), reset
-        self._at, self._sent = now, 0
+    def hear(self, limit: int, remaining: int, reset: float, now: float, sent: float) -> None:
+        """An answer to a call that was ``sent`` then. Of calls under way together nobody knows
+        which was counted last: the least that one of them tells is what is left."""
+        remaining = min(remaining, limit)
+        if limit == self._limit and sent < self._heard:
+            remaining = min(remaining, int(self._now(now)))
+        if reset > 0 and remaining < limit:
+            self._rate = (limit - remaining) / reset
+        self._limit, self._level, self._at, self._heard = limit, float(remaining), now, now
 
     def now(self, now: float) -> tuple[int, int, float] | None:
         """The limit, what of it is used by now, and the seconds until it is whole; None: untold."""
         if not self._limit:
             return None
-        left = self._reset - (now - self._at)
-        spent = self._limit - self._remaining
-        used = spent * left / self._reset if left > 0 and self._reset else 0.0
-        return self._limit, min(self._limit, math.ceil(used) + self._sent), max(0.0, left)
+        used = min(self._limit, self._limit - math.floor(self._now(now)))
+        return self._limit, used, used / self._rate if self._rate else 0.0
 
     def wait(self, now: float, tokens: int) -> float:
         cost = min(tokens, self._limit) if self.kind == "tokens" else 1
-        lacking = cost - (self._remaining - self._sent)
-        if lacking <= 0:
-            return 0.0
-        spent = self._limit - self._remaining
-        if spent <= 0:
-            return 0.0
-        return max(0.0, min(lacking * self._reset / spent, self._reset) - (now - self._at))
+        lacking = cost - self._now(now)
+        return lacking / self._rate if lacking > 1e-9 and self._rate else 0.0
 
     def take(self, now: float, tokens: int) -> None:
-        self._sent += tokens if self.kind == "tokens" else 1
+        self._level = self._now(now) - (tokens if self.kind == "tokens" else 1)
+        self._at = now
 
     def ended(self, taken: float, expected: int, used: int | None) -> None:
         pass  # the answer has told
 
     def undone(self, taken: float, expected: int) -> None:
-        self._sent = max(0, self._sent - (expected if self.kind == "tokens" else 1))
+        self._level += expected if self.kind == "tokens" else 1
+
+    def _now(self, now: float) -> float:
+        return min(float(self._limit), self._level + (now - self._at) * self._rate)
 
 
 def read_headers(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[str, int, int, float]]:

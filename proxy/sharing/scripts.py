@@ -3,9 +3,10 @@
 The clock is always the server's (``TIME``), so that a gateway whose own is wrong does no harm.
 Times are UTC milliseconds.
 
-A sliding window is a hash: the number of a step (a sixtieth of the window) and what was counted in
-it. A step is dropped only when all of it is older than the window, so the sum goes over 61 steps:
-no window of that length ever holds more than the limit, and at least 60/61 of it can be used.
+A sliding window is a hash: the number of a step (a sixtieth of the window; of a day, six minutes)
+and what was counted in it. A step is dropped only when all of it is older than the window, so the
+sum goes over one step more than the window has: no window of that length ever holds more than the
+limit, and at least 60/61 of it can be used. ``routing/limits.py`` counts in the same steps.
 A fixed window is one number. Both keys stand in a sorted set by when they end, for ``WINDOWS``.
 """
 
@@ -19,18 +20,23 @@ end
 """
 
 _STEPS = """
+local function steps_of(seconds)
+  if seconds <= 3600 then return 60 end
+  return 240
+end
+
 -- Multiplied before it is divided, so that a step begins exactly where it should.
 local function step_of(at, seconds)
-  return math.floor(at * 60 / (seconds * 1000))
+  return math.floor(at * steps_of(seconds) / (seconds * 1000))
 end
 
 -- What counts in a sliding window, as {step, count} pairs and their sum; what is old goes.
-local function steps_in(key, now_step)
+local function steps_in(key, now_step, seconds)
   local found = redis.call('HGETALL', key)
   local kept, sum = {}, 0
   for i = 1, #found, 2 do
     local step, count = tonumber(found[i]), tonumber(found[i + 1])
-    if step < now_step - 60 then
+    if step < now_step - steps_of(seconds) then
       redis.call('HDEL', key, found[i])
     else
       kept[#kept + 1] = {step, count}
@@ -87,13 +93,13 @@ end
 -- How long until there is room; nil where there is. A window in which nothing is counted takes
 -- anything: a cost that is larger than the limit must not wait for ever.
 local function sliding(key, limit, cost, seconds)
-  local kept, sum = steps_in(key, step_of(at, seconds))
+  local kept, sum = steps_in(key, step_of(at, seconds), seconds)
   if sum == 0 or sum + cost <= limit then return nil end
   table.sort(kept, function(a, b) return a[1] < b[1] end)
   for _, step in ipairs(kept) do
     sum = sum - step[2]
     if sum == 0 or sum + cost <= limit then
-      return math.ceil((step[1] + 61) * seconds * 1000 / 60) - at
+      return math.ceil((step[1] + steps_of(seconds) + 1) * seconds * 1000 / steps_of(seconds)) - at
     end
   end
 end
@@ -179,7 +185,7 @@ if start then
   redis.call('SET', KEYS[1], count)
 else
   local step = step_of(counted, seconds)
-  if step < step_of(at, seconds) - 60 then return end  -- it no longer counts
+  if step < step_of(at, seconds) - steps_of(seconds) then return end  -- it no longer counts
   local count = math.max(0, tonumber(redis.call('HGET', KEYS[1], step) or 0) + difference)
   redis.call('HSET', KEYS[1], step, count)
 end
@@ -234,7 +240,7 @@ local at, counts = clock(), {}
 for i, key in ipairs(KEYS) do
   local seconds, _ = tonumber(ARGV[i])
   if seconds then
-    _, counts[i] = steps_in(key, step_of(at, seconds))
+    _, counts[i] = steps_in(key, step_of(at, seconds), seconds)
   else
     counts[i] = tonumber(redis.call('GET', key) or 0)
   end

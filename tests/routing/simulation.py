@@ -138,7 +138,7 @@ class Gateway:
             yield 0.2 + 0.3 * self._random.random()
             now, key = clock.now, lease.key
             if answer.headers:
-                pool.counters.hear(key.quota_group, MODEL, answer.headers, now)
+                pool.counters.hear(key.quota_group, MODEL, answer.headers, now, lease.taken)
                 self.known.hear(key.quota_group, answer.headers)
             if answer.status == 200:
                 yield 1.0

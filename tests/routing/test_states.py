@@ -119,7 +119,7 @@ def test_limits_are_shown_with_what_is_used_and_left_and_who_said_so() -> None:
         (b"x-ratelimit-remaining-tokens", b"40"),
         (b"x-ratelimit-reset-tokens", b"6s"),
     ]
-    keys.counters.hear("g1", "m", headers, NOW)
+    keys.counters.hear("g1", "m", headers, NOW, NOW)
     assert [tuple(each.values()) for each in state(keys)["limits"]] == [
         (None, "requests_minute", 3, 2, 1, AT + 61_000, "config"),
         ("m", "requests_minute", 3, 2, 1, AT + 61_000, "config"),

@@ -88,7 +88,7 @@ WORLDS = {
     # What an answer will use is not known before it has come: a call now and then is one too many.
     # A day that slides goes on in steps of 24 minutes: what was used in this morning's rush comes
     # back that much later tomorrow, every day.
-    "configured, refills steadily": World("silent", 10, 1200, True, 0.001),
+    "configured, refills steadily": World("silent", 10, 1500, True, 0.001),
     "configured, ends at midnight": World("gemini", 10, 1200, True, 0.001),
     "learnt from headers": World("groq", 30, 1200, False, 0.06),
     # Nothing tells of the limit a minute before it is reached, and then when the next one call

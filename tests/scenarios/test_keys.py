@@ -231,7 +231,7 @@ async def test_each_providers_refusals_are_read_its_own_way(
         "gemini-day": ("gemini", 429, "T8", "exhausted", "quota_exceeded", "m"),
         "gemini-key": ("gemini", 400, "T9.key", "disabled", "authentication", None),
         "gemini-field": ("gemini", 400, "T9.field", "healthy", None, None),
-        "router-day": ("openrouter", 429, "T13.daily", "exhausted", "quota_exceeded", "m"),
+        "router-day": ("openrouter", 429, "T13.daily", "exhausted", "quota_exceeded", "*:free"),
         "router-pool": ("openrouter", 429, "T13.upstream", "cooling", "rate_limit", "m"),
         "router-key": ("openrouter", 401, "T13.key", "disabled", "authentication", None),
         "router-money": ("openrouter", 402, "T13.credit", "exhausted", "credit", None),

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from redis import Redis
 
+from proxy.routing.limits import steps
 from proxy.sharing import scripts
 from proxy.sharing.calls import Call, Calls, denial, rests
 from proxy.sharing.types import Rest, Settlement, WindowClaim
@@ -68,17 +69,19 @@ def ground(server: tuple[Redis, str]) -> Ground:
 
 
 class Model:
-    """A sliding window of sixty steps, in whole numbers."""
+    """A sliding window in whole numbers."""
 
     def __init__(self, limit: int, seconds: int) -> None:
         self._limit, self._length = limit, seconds * 1000
+        self._steps = steps(seconds)
         self._counted: list[tuple[int, int]] = []
 
     def _step(self, at: int) -> int:
-        return at * 60 // self._length
+        return at * self._steps // self._length
 
     def sum(self, at: int) -> int:
-        return sum(cost for then, cost in self._counted if self._step(then) >= self._step(at) - 60)
+        oldest = self._step(at) - self._steps
+        return sum(cost for then, cost in self._counted if self._step(then) >= oldest)
 
     def has_room(self, at: int, cost: int) -> bool:
         return self.sum(at) == 0 or self.sum(at) + cost <= self._limit
@@ -95,7 +98,7 @@ class Model:
 
 
 @given(
-    seconds=st.sampled_from([1, 2, 7, 60, 3600]),
+    seconds=st.sampled_from([7, 60, 3600, 86_400]),
     limit=st.integers(1, 20),
     moves=st.lists(st.tuples(st.floats(0, 1.2), st.integers(1, 24)), max_size=25),
 )
