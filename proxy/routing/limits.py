@@ -302,8 +302,8 @@ class Told:
         return lacking / self._rate if lacking > 1e-9 and self._rate else 0.0
 
     def take(self, now: float, tokens: int) -> None:
-        self._level = self._now(now) - (tokens if self.kind == "tokens" else 1)
-        self._at = now
+        cost = tokens if self.kind == "tokens" else 1
+        self._level, self._at = max(0.0, self._now(now) - cost), now
 
     def ended(self, taken: float, expected: int, used: int | None) -> None:
         pass  # the answer has told

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from proxy.errors import ErrorReason
 from proxy.store.tables import api_calls
 
 _GRAINS = {60: 1000, 86_400: 60_000}
@@ -36,7 +37,12 @@ async def used(connection: AsyncConnection, seconds: int, now: int) -> Sequence[
     owner = (table.provider, table.key_id, table.account, table.model)
     query = (
         select(*owner, oldest, func.count(), func.coalesce(func.sum(table.total_tokens), 0))
-        .where(table.timestamp >= now - seconds * 1000, table.status != "rejected")
+        .where(
+            table.timestamp >= now - seconds * 1000,
+            table.status != "rejected",
+            # Who is not let in uses up nothing.
+            func.coalesce(table.error_reason, "") != ErrorReason.AUTHENTICATION.value,
+        )
         .group_by(*owner, _grain(connection, _GRAINS[seconds]))
         .order_by(oldest)
     )

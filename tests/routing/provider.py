@@ -72,6 +72,10 @@ class Midnight:
     def take(self, now: float, cost: float) -> None:
         self._left -= cost
 
+    def undo(self, taken: float) -> None:
+        """The call of then did not count."""
+        self._left = min(self.amount, self._left + 1)
+
 
 class Exactly:
     """What is configured, to the letter: so much in any span of that length."""
@@ -89,6 +93,12 @@ class Exactly:
     def take(self, now: float, cost: float) -> None:
         self._taken.append((now, cost))
         self.used += cost
+
+    def undo(self, taken: float) -> None:
+        """The call of then did not count."""
+        if (taken, 1) in self._taken:
+            self._taken.remove((taken, 1))
+            self.used -= 1
 
 
 class Quota(NamedTuple):

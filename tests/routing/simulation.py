@@ -26,7 +26,7 @@ from proxy.routing.limits import DAY, MINUTE, Limit
 from proxy.routing.retries import RetryBudget
 from proxy.store.usage import Used
 from proxy.types import Action, Headers
-from tests.routing.provider import EPOCH, Allowed, Answer, Ask, Exactly, Midnight, Upstream
+from tests.routing.provider import EPOCH, Answer, Ask, Exactly, Midnight, Upstream
 
 HOUR, WEEK = 3600.0, 7 * 86_400.0
 MODEL = "m"
@@ -217,7 +217,7 @@ class Known:
         self.opened: list[tuple[float, float]] = []
         """When the breaker opened, and until when."""
 
-    def _exactly(self, limit: Limit) -> Allowed:
+    def _exactly(self, limit: Limit) -> Exactly | Midnight:
         return Exactly(limit.amount, limit.seconds)
 
     def daily(self, amounts: dict[str, int]) -> None:
@@ -253,6 +253,9 @@ class Known:
     def ended(self, lease: KeyLease) -> None:
         if lease is self._probe:
             self._probe = None
+        if not lease.counts:  # a key that is not let in uses up nothing
+            for window in self._windows.get(lease.key.quota_group, ()):
+                window.undo(lease.taken)
 
     def check(self, lease: KeyLease) -> None:
         """Fails for a call that would certainly be refused, as far as anybody knew."""

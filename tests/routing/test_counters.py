@@ -107,12 +107,12 @@ def test_each_model_that_a_pattern_matches_is_counted_by_itself_and_the_first_pa
 def test_what_an_answer_told_holds_for_its_group_and_model() -> None:
     each = counters()
     assert each.of("k", "g", "m") == ()
-    each.hear("g", "m", TOLD, NOW)
+    each.hear("g", "m", TOLD, NOW, NOW)
     assert len(call(each)) == 1
     assert len(call(each, "sibling")) == 1
     assert not call(each, model="n")
     assert not call(each, "stranger", "h")
-    each.hear("g", "m", [(name, value.replace(b"0", b"1")) for name, value in TOLD], NOW)
+    each.hear("g", "m", [(name, value.replace(b"0", b"1")) for name, value in TOLD], NOW, NOW)
     assert not call(each)
     assert [model for model, told in each.told("g") if told.now(NOW)] == ["m"]
     assert list(each.told("h")) == []
@@ -120,7 +120,7 @@ def test_what_an_answer_told_holds_for_its_group_and_model() -> None:
 
 def test_headers_of_no_meaning_are_not_heard() -> None:
     each = counters()
-    each.hear("g", "m", TOLD[:2], NOW)
+    each.hear("g", "m", TOLD[:2], NOW, NOW)
     assert each.of("k", "g", "m") == ()
 
 
@@ -177,7 +177,7 @@ def test_a_limit_that_is_gone_is_not_shown_any_more() -> None:
 
 def test_what_was_told_outlives_a_change_of_configuration() -> None:
     each = counters()
-    each.hear("g", "m", TOLD, NOW)
+    each.hear("g", "m", TOLD, NOW, NOW)
     each.configure(Allowances())
     assert len(call(each)) == 1
 
@@ -257,7 +257,9 @@ def test_ten_thousand_models_leave_few_counters_and_those_of_keys(
     for number in range(10_000):
         model = f"{'mx'[number % 2]}{number}"
         assert not call(each, model=model)
-        each.hear("g", model, [(name, b"99" if b"rem" in name else v) for name, v in TOLD], NOW)
+        each.hear(
+            "g", model, [(name, b"99" if b"rem" in name else v) for name, v in TOLD], NOW, NOW
+        )
         assert len(each._counters) <= 103
         assert len(each._of) <= 100
         assert len(each._told) <= 100

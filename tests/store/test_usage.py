@@ -53,6 +53,12 @@ async def test_what_is_older_than_the_window_does_not_count(
     assert sum(use.requests for use in await found(store, seconds)) == count
 
 
+async def test_a_key_that_was_not_let_in_used_up_nothing(store: Store) -> None:
+    refused = made(5.0, status="error", error_reason="authentication", total_tokens=None)
+    await store.write([refused, made(5.0)])
+    assert [use.requests for use in await found(store, MINUTE)] == [1]
+
+
 async def test_providers_keys_groups_and_models_are_told_apart_and_the_oldest_comes_first(
     store: Store,
 ) -> None:
