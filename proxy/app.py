@@ -246,6 +246,7 @@ class _Gateway:
             with suppress(StoreError):
                 async with self._store.reader() as connection:
                     await restore(connection, self._relay.routes.pools)
+                    await self._recording.recent.load(connection)
 
     async def _share(self, stack: AsyncExitStack) -> None:
         """Learn together with the other gateways, where a shared state is configured."""
@@ -309,7 +310,9 @@ class _Gateway:
             admin_router(partial(steer, lambda: self._relay.routes.pools), self.reload)
         )
         app.include_router(health_router(lambda: app.state.ready))
-        app.include_router(stats_router(self._store, self._recorder, self._key_states))
+        app.include_router(
+            stats_router(self._store, self._recorder, self._key_states, self._recording.recent)
+        )
 
     async def _guard(self, loop: Callable[[], Awaitable[None]]) -> None:
         """A fault in one of the loops is told, and ends neither the others nor the gateway."""

@@ -14,6 +14,7 @@ from proxy.metering.pricing import Prices
 from proxy.metering.writer import BatchWriter
 from proxy.redact import shorten
 from proxy.routing.events import Event
+from proxy.store.recent import Recent
 from proxy.types import CallRecord, FaultRecord, ModelInfo, Usage
 
 _log = logging.getLogger("tollkeeper")
@@ -35,6 +36,7 @@ class Recording:
         keeps: bool,
     ) -> None:
         self.writer = BatchWriter(self._flush)
+        self.recent = Recent()
         self._prices = prices
         self._write = write
         self._log_request = log_request
@@ -49,6 +51,8 @@ class Recording:
     def call(self, record: CallRecord) -> None:
         """An attempt has ended."""
         self._log_request(record)
+        if self._keeps:
+            self.recent.add(record)
         self.keep(record)
 
     def learnt(self, event: Event) -> None:
@@ -94,12 +98,14 @@ class Recording:
         quote = self._prices.quote(item.provider, item.model, _usage(item))
         if quote is None:
             return item
-        return msgspec.structs.replace(
+        settled = msgspec.structs.replace(
             item,
             cost_nano_usd=quote.cost_nano_usd,
             cost_source=quote.cost_source,
             price_version=quote.price_version,
         )
+        self.recent.amend(settled)
+        return settled
 
     def _priced(self, model: ModelInfo) -> ModelInfo:
         rates = self._prices.rates(model.provider, model.name)

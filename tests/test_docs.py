@@ -12,7 +12,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from proxy.api.stats import Parameters, SeriesParameters, stats_router
+from proxy.api.stats import CompareParameters, Parameters, SeriesParameters, stats_router
 from proxy.config import load
 from proxy.errors import ErrorReason
 from proxy.metering.writer import CAPACITY
@@ -24,6 +24,7 @@ from proxy.relay.verdict import judge
 from proxy.routing.rests import BACKOFF, KEY_SECONDS
 from proxy.schema import LimitSettings, Settings, TimeoutSettings
 from proxy.store.engine import Store
+from proxy.store.recent import Recent
 from proxy.store.tables import api_calls
 from proxy.types import Action
 from tests.markdown import ROOT, pages, rows
@@ -38,6 +39,7 @@ STATS_PATHS = [
     *("/stats/timeseries", "/stats/rate-limits", "/stats/health", "/stats/health/events"),
     *("/stats/tps", "/stats/system"),
     *("/stats/costs/daily", "/stats/database"),
+    *("/stats/recent", "/stats/compare", "/stats/waste", "/stats/errors/fingerprints"),
 ]
 
 SECTIONS = ("server", "auth", "routing", "state", "telemetry")
@@ -125,13 +127,14 @@ def test_every_stats_path_is_documented_with_its_output() -> None:
 
 
 def test_there_are_no_other_stats_paths() -> None:
-    router = stats_router(Store(None), dict, list)
+    router = stats_router(Store(None), dict, list, Recent())
     assert sorted(route.path for route in router.routes) == sorted(STATS_PATHS)  # type: ignore[attr-defined]
 
 
 def test_every_parameter_is_documented() -> None:
-    for name in [*Parameters.model_fields, *SeriesParameters.model_fields]:
-        assert f"`{name}`" in STATS, name
+    for parameters in (Parameters, SeriesParameters, CompareParameters):
+        for name in parameters.model_fields:
+            assert f"`{name}`" in STATS, name
 
 
 def test_every_reason_is_documented() -> None:

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Sequence
+from typing import Any
 
+import msgspec
 import pytest
 
 from proxy.clock import monotonic, now_ms
@@ -25,7 +27,7 @@ from proxy.types import (
     SwitchRecord,
     Usage,
 )
-from tests.store.rows import call
+from tests.store.rows import anything, call
 
 PRICED = Rates(input=500_000_000, output=1_500_000_000, cache_read=0, version="v7")
 
@@ -72,6 +74,9 @@ class Office:
         await self.recording.writer.drain(1)
         return self.written
 
+    def recent(self) -> list[dict[str, Any]]:
+        return [msgspec.json.decode(row) for row in self.recording.recent.newest(anything(), 10)]
+
 
 def parked() -> Parked:
     rest = Rest(monotonic() + 60, ErrorReason.RATE_LIMIT, 1, "cooling")
@@ -87,6 +92,16 @@ async def test_a_call_is_logged_and_kept_as_it_is() -> None:
     assert office.shop.asked == []
 
 
+async def test_a_call_is_among_the_recent_ones_before_its_row_is_written() -> None:
+    office = Office(llama=PRICED)
+    record = unpriced()
+    office.recording.call(record)
+    assert office.written == []
+    assert [row["cost_estimate_usd"] for row in office.recent()] == [None]
+    await office.rows()
+    assert [row["cost_estimate_usd"] for row in office.recent()] == [1.5e-06]
+
+
 async def test_where_nothing_is_kept_it_is_still_logged(caplog: pytest.LogCaptureFixture) -> None:
     office = Office(keeps=False)
     office.recording.call(call())
@@ -95,6 +110,7 @@ async def test_where_nothing_is_kept_it_is_still_logged(caplog: pytest.LogCaptur
     office.recording.broken(KeyError("x"), None, None)
     assert await office.rows() == []
     assert office.recording.writer.status()["recorded"] == 0
+    assert office.recording.recent.newest(anything(), 10) == []
     assert len(office.logged) == 1
     assert len(caplog.records) == 2
 

@@ -18,14 +18,16 @@ from fastapi import APIRouter, Query, Response
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 
 from proxy.api.keys import shown
+from proxy.api.listing import Listing
 from proxy.clock import now_ms, rfc3339
 from proxy.errors import ErrorReason, GatewayError
-from proxy.store import calls, groups, series, sizes, state
+from proxy.store import calls, compare, fingerprints, groups, pages, series, sizes, state, waste
 from proxy.store.address import StoreError
 from proxy.store.engine import Reader, Store
 from proxy.store.filters import Filters
 from proxy.store.pages import BadCursor
-from proxy.store.tables import STATUSES
+from proxy.store.recent import Recent
+from proxy.store.tables import STATUSES, api_calls
 
 PERIODS = {"1h": 3_600_000, "24h": 86_400_000, "7d": 604_800_000, "30d": 2_592_000_000}
 _FARTHEST = 253_402_300_799  # the last second of the year 9999
@@ -125,13 +127,28 @@ class SeriesParameters(Parameters):
     bucket: Literal["minute", "hour", "day"] = "hour"
 
 
+class CompareParameters(Parameters):
+    """What to set side by side."""
+
+    by: Literal["provider", "model"] = "provider"
+
+
 Asked = Annotated[Parameters, Query()]
+
+_CALL = pages.blank(api_calls)
+_KEY = dict.fromkeys(
+    (
+        *("provider", "name", "quota_group", "state", "reason", "until"),
+        *("in_flight", "tried", "succeeded"),
+    )
+)
 
 
 def stats_router(
     store: Store,
     recorder: Callable[[], Record],
     key_states: Callable[[], list[Record]],
+    recent: Recent,
 ) -> APIRouter:
     """Every ``/stats`` path.
 
@@ -140,13 +157,17 @@ def stats_router(
     until (UTC milliseconds), in_flight, tried, succeeded, models with model, state, reason and
     until, and limits with their figures.
     """
-    stats = _Stats(store, recorder, key_states)
+    stats = _Stats(store, recorder, key_states, recent)
     router = APIRouter()
     routes: dict[str, Callable[..., Any]] = {
         "": stats.summary,
         "/summary": stats.summary,
         "/calls": stats.calls,
         "/calls/{request_id}": stats.call,
+        "/recent": stats.recent,
+        "/compare": stats.compare,
+        "/waste": stats.waste,
+        "/errors/fingerprints": stats.fingerprints,
         "/keys": stats.keys,
         "/timeseries": stats.timeseries,
         "/database": stats.database,
@@ -164,10 +185,12 @@ class _Stats:
         store: Store,
         recorder: Callable[[], Record],
         key_states: Callable[[], list[Record]],
+        recent: Recent,
     ) -> None:
         self._store = store
         self._recorder = recorder
         self._key_states = key_states
+        self._recent = recent
 
     async def summary(self, asked: Asked) -> Response:
         filters = asked.filters()
@@ -176,12 +199,12 @@ class _Stats:
                 measures = await groups.whole(connection, filters)
         except StoreError:
             measures = groups.UNKNOWN  # and the recorder says what became of the rows
-        window = {"start": rfc3339(filters.start), "end": rfc3339(filters.end)}
-        return _json({"window": window, **measures, "recorder": self._recorder()})
+        return _json({"window": _window(filters), **measures, "recorder": self._recorder()})
 
     async def calls(self, asked: Asked) -> Response:
         async with self._reader() as connection:
-            return _list(*await calls.page(connection, asked.filters(), asked.limit, asked.cursor))
+            page = await calls.page(connection, asked.filters(), asked.limit, asked.cursor)
+        return Listing(*page, _CALL)
 
     async def call(self, request_id: str) -> Response:
         async with self._reader() as connection:
@@ -193,22 +216,44 @@ class _Stats:
                 ErrorReason.NOT_FOUND,
                 param="request_id",
             )
-        return _json({"request_id": request_id, "data": attempts, "next_cursor": None})
+        return Listing(attempts, None, _CALL, request_id=request_id)
+
+    async def recent(self, asked: Asked) -> Response:
+        return Listing(self._recent.newest(asked.filters(), asked.limit), None, _CALL)
+
+    async def compare(self, asked: Annotated[CompareParameters, Query()]) -> Response:
+        async with self._reader() as connection:
+            found = await compare.compared(connection, asked.by, asked.filters())
+        names = dict.fromkeys(column.name for column in compare.BY[asked.by])
+        blank = names | groups.NOTHING | {"ratio": compare.NO_RATIOS}
+        return _slice(found, asked, blank, by=asked.by)
+
+    async def waste(self, asked: Asked) -> Response:
+        filters = asked.filters()
+        async with self._reader() as connection:
+            totals, found = await waste.waste(connection, filters)
+        blank = {"provider": None, "model": None, **waste.NO_KINDS}
+        return _slice(found, asked, blank, window=_window(filters), totals=totals)
+
+    async def fingerprints(self, asked: Asked) -> Response:
+        async with self._reader() as connection:
+            found = await fingerprints.fingerprints(connection, asked.filters())
+        return _slice(found, asked, fingerprints.BLANK)
 
     def grouped(self, name: str) -> Callable[..., Any]:
         async def endpoint(asked: Asked) -> Response:
             async with self._reader() as connection:
                 found = await groups.grouped(connection, name, asked.filters())
-            return _slice(found, asked)
+            return _slice(found, asked, groups.blank(name))
 
         return endpoint
 
     def listed(self, name: str) -> Callable[..., Any]:
         async def endpoint(asked: Asked) -> Response:
+            limit, cursor = asked.limit, asked.cursor
             async with self._reader() as connection:
-                return _list(
-                    *await state.page(connection, name, asked.filters(), asked.limit, asked.cursor)
-                )
+                page = await state.page(connection, name, asked.filters(), limit, cursor)
+            return Listing(*page, pages.blank(state.TABLES[name][0]))
 
         return endpoint
 
@@ -221,7 +266,7 @@ class _Stats:
             if key["provider"] in (asked.provider or [key["provider"]])
             and key["name"] in (asked.key or [key["name"]])
         ]
-        return _slice(states, asked)
+        return _slice(states, asked, _KEY | groups.NOTHING)
 
     async def timeseries(self, asked: Annotated[SeriesParameters, Query()]) -> Response:
         async with self._reader() as connection:
@@ -233,9 +278,8 @@ class _Stats:
                 most = f"makes more than {series.MOST_POINTS} points of this window"
                 raise _bad("bucket", most) from None
         data = [point | {"timestamp": rfc3339(point["timestamp"])} for point in points]
-        return _json(
-            {"metric": asked.metric, "bucket": asked.bucket, "data": data, "next_cursor": None}
-        )
+        blank = series.blank(asked.metric)
+        return Listing(data, None, blank, metric=asked.metric, bucket=asked.bucket)
 
     async def database(self) -> Response:
         async with self._reader() as connection:
@@ -262,17 +306,18 @@ class _Stats:
             raise GatewayError(503, str(error), ErrorReason.INTERNAL) from error
 
 
-def _slice(rows: Sequence[Record], asked: Parameters) -> Response:
+def _slice(rows: Sequence[Record], asked: Parameters, blank: Record, **more: Any) -> Response:
     """A page of a list that is computed whole; its cursor is a place in it."""
     cursor = asked.cursor or "0"
     if not (cursor.isascii() and cursor.isdigit()):
         raise _bad("cursor", "is not one that this list gave")
     end = int(cursor) + asked.limit
-    return _list(rows[int(cursor) : end], str(end) if end < len(rows) else None)
+    following = str(end) if end < len(rows) else None
+    return Listing(rows[int(cursor) : end], following, blank, **more)
 
 
-def _list(rows: Sequence[Record], cursor: str | None) -> Response:
-    return _json({"data": rows, "next_cursor": cursor})
+def _window(filters: Filters) -> Record:
+    return {"start": rfc3339(filters.start), "end": rfc3339(filters.end)}
 
 
 def _json(content: Record) -> Response:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import msgspec
 from sqlalchemy import ColumnElement, Table, func
 
@@ -62,3 +65,19 @@ def where(table: Table, filters: Filters) -> list[ColumnElement[bool]]:
     if filters.min_tokens is not None and "total_tokens" in table.c:
         conditions.append(table.c.total_tokens >= filters.min_tokens)
     return conditions
+
+
+def admits(filters: Filters, call: Mapping[str, Any]) -> bool:
+    """Whether a row of ``api_calls`` that is in memory passes all but the window."""
+    for name, columns in _COLUMNS.items():
+        values = getattr(filters, name)
+        if values and call[columns[0]] not in values:
+            return False
+    least = filters.min_latency_ms
+    if least is not None:
+        whole = call["total_duration_ms"]
+        latency = call["response_time_ms"] if whole is None else whole
+        if latency is None or latency < least:
+            return False
+    tokens = call["total_tokens"]
+    return filters.min_tokens is None or (tokens is not None and tokens >= filters.min_tokens)

@@ -37,6 +37,11 @@ UNKNOWN: dict[str, Values] = {
 """What ``whole`` would tell if the database could be read."""
 
 
+def blank(name: str) -> Values:
+    """A row of one of ``GROUPS`` without calls."""
+    return dict.fromkeys(column.name for column in GROUPS[name][0]) | NOTHING
+
+
 async def whole(connection: AsyncConnection, filters: Filters) -> dict[str, Values]:
     """``totals`` and each distribution, over all rows that the filters let through."""
     (values,) = await measure(connection, filters)

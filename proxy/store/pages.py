@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -51,12 +52,21 @@ async def newest(
 def shown(table: Table, row: Row) -> Row:
     """A row as JSON shows it: instants in RFC 3339, ``metadata`` as an object."""
     values = dict(row)
-    for column in table.c:
-        if isinstance(column.type, Instant):
-            values[column.name] = rfc3339(values[column.name])
+    for name in _instants(table):
+        values[name] = rfc3339(values[name])
     if values.get("metadata") is not None:
         values["metadata"] = _parsed(values["metadata"])
     return values
+
+
+def blank(table: Table) -> Row:
+    """A row without values."""
+    return dict.fromkeys(table.c.keys())
+
+
+@cache
+def _instants(table: Table) -> list[str]:
+    return [column.name for column in table.c if isinstance(column.type, Instant)]
 
 
 def encode(values: Sequence[Any]) -> str:

@@ -53,6 +53,13 @@ def _postgresql(element: bucket_of, compiler: SQLCompiler, **kw: Any) -> str:
     return f"({milliseconds} - {milliseconds} % {length})"
 
 
+def blank(metric: str) -> dict[str, Any]:
+    """A point without values."""
+    if metric in metrics.DISTRIBUTIONS:
+        return _shares(0, metrics.NO_VALUES)
+    return {"timestamp": None, "value": None}
+
+
 async def series(
     connection: AsyncConnection, filters: Filters, metric: str, bucket: str
 ) -> list[dict[str, Any]]:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import csv
+import io
 import shutil
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -15,7 +17,8 @@ from proxy.clock import now_ms, rfc3339
 from proxy.store.address import parse
 from proxy.store.engine import Store
 from proxy.store.migrate import migrate
-from proxy.types import GpuSample, HostSample
+from proxy.store.recent import Recent
+from proxy.types import BreakerRecord, CooldownRecord, GpuSample, HostSample
 from tests.store.rows import call, failed
 
 HOUR = 3_600_000
@@ -37,7 +40,12 @@ PATHS = (
     "/system",
     "/costs/daily",
     "/database",
+    "/recent",
+    "/compare",
+    "/waste",
+    "/errors/fingerprints",
 )
+LISTS = sorted(set(PATHS) - {"", "/summary", "/database"})
 RECORDER = {"recorded": 3, "queued": 1, "dropped": 0, "last_error": None}
 KEYS = [
     {
@@ -49,6 +57,7 @@ KEYS = [
         "until": NOON,
         "in_flight": 2,
         "models": [{"model": "llama", "state": "cooling", "reason": "rate_limit", "until": NOON}],
+        "limits": [],
     },
     {
         "provider": "ollama",
@@ -59,6 +68,7 @@ KEYS = [
         "until": None,
         "in_flight": 0,
         "models": [],
+        "limits": [],
     },
 ]
 
@@ -80,10 +90,12 @@ async def store(migrated: Path, tmp_path: Path) -> AsyncIterator[Store]:
     await store.close()
 
 
-def client_of(store: Store) -> httpx.AsyncClient:
+def client_of(store: Store, recent: Recent | None = None) -> httpx.AsyncClient:
     app = FastAPI()
     errors.install(app)
-    app.include_router(stats.stats_router(store, lambda: RECORDER, lambda: KEYS))
+    app.include_router(
+        stats.stats_router(store, lambda: RECORDER, lambda: KEYS, recent or Recent())
+    )
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway")
 
 
@@ -316,6 +328,112 @@ async def test_the_database_counts_itself(store: Store, get: Get) -> None:
     assert (body["queue_depth"], body["refused"], body["recorder"]) == (1, 0, RECORDER)
 
 
+async def test_the_recent_calls_need_no_database() -> None:
+    recent = Recent()
+    for number in range(3):
+        recent.add(call(request_id=f"r{number}", provider=("groq", "lab")[number % 2]))
+    async with client_of(Store("sqlite+aiosqlite:///missing/t.db"), recent) as client:
+        body = (await client.get("/stats/recent", params={"limit": 2})).json()
+        (one,) = (await client.get("/stats/recent?provider=lab")).json()["data"]
+    assert [row["request_id"] for row in body["data"]] == ["r2", "r1"]
+    assert (one["request_id"], one["id"], body["next_cursor"]) == ("r1", None, None)
+
+
+async def test_providers_stand_side_by_side(store: Store, get: Get) -> None:
+    slow = call(provider="lab", total_duration_ms=2000.5)
+    await store.write([call(), call(), slow, call(model="qwen", total_duration_ms=2000.5)])
+    body = await get("/compare")
+    assert (body["by"], [row["provider"] for row in body["data"]]) == ("provider", ["groq", "lab"])
+    body = await get("/compare", by="model", limit=1)
+    assert [(row["provider"], row["model"]) for row in body["data"]] == [("groq", "llama")]
+    rest = (await get("/compare", by="model", cursor=body["next_cursor"]))["data"]
+    assert {row["ratio"]["latency_ms"]["p50"] for row in rest} == {2.0}  # to the best of all pages
+
+
+async def test_waste_has_totals_by_kind_and_groups_of_them(store: Store, get: Get) -> None:
+    await store.write([failed(), call(status="cancelled", model="qwen")])
+    body = await get("/waste", limit=1)
+    assert list(body) == ["window", "totals", "data", "next_cursor"]
+    assert list(body["totals"]) == ["all", "failed", "abandoned", "discarded"]
+    assert (body["totals"]["failed"]["cost_usd"], body["totals"]["failed"]["unpriced"]) == (None, 1)
+    assert body["totals"]["all"]["cost_usd"] == 0.000985
+    (first,) = body["data"]
+    assert (first["model"], first["abandoned"]["attempts"], body["next_cursor"]) == ("qwen", 1, "1")
+
+
+async def test_errors_of_one_kind_are_one(store: Store, get: Get) -> None:
+    before = now_ms() - 60_000
+    await store.write([failed(timestamp=before) for _ in range(2)])
+    await store.write([failed("timeout", timestamp=before)])
+    first, second = (await get("/errors/fingerprints"))["data"]
+    assert (first["reason"], first["count"], second["count"]) == ("server_error", 2, 1)
+    assert first["message"] == "it failed: server_error"
+
+
+def sheet(answer: httpx.Response) -> list[dict[str, str]]:
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["content-type"] == "text/csv; charset=utf-8; header=present"
+    return list(csv.DictReader(io.StringIO(answer.text, newline="")))
+
+
+@pytest.mark.parametrize("path", LISTS)
+async def test_every_list_is_csv_where_that_is_asked_for(store: Store, path: str) -> None:
+    turned = BreakerRecord("groq", "llama", "closed", "open", "timeout", NOON, 1, now_ms())
+    rest = CooldownRecord("groq", "", "org-a", "org", NOON, "rate_limit", 1, NOON)
+    calls = [call(), failed("timeout", timestamp=now_ms() - 60_000)]
+    await store.write([*calls, rest, turned, HostSample(now_ms(), 1, gpus=(GpuSample(0),))])
+    recent = Recent()
+    recent.add(calls[0])
+    async with client_of(store, recent) as client:
+        rows = sheet(await client.get(f"/stats{path}", headers={"accept": "text/csv"}))
+        (first, *_) = data = (await client.get(f"/stats{path}")).json()["data"]
+    assert len(rows) == len(data)
+    flat = {}
+    for name, value in first.items():
+        members = value.items() if isinstance(value, dict) else [("", value)]
+        for member, inner in members:
+            further = inner.items() if isinstance(inner, dict) else [("", inner)]
+            flat |= {".".join(filter(None, (name, member, last))): v for last, v in further}
+    known = {name: value for name, value in flat.items() if not isinstance(value, list)}
+    assert {name for name in rows[0] if name not in ("tried", "succeeded")} == set(known)
+    for name, value in known.items():
+        told = str(value).lower() if isinstance(value, bool) else value
+        assert rows[0][name] == ("" if told is None else str(told)), name
+
+
+@pytest.mark.parametrize("path", LISTS)
+async def test_a_csv_has_the_same_columns_without_rows(store: Store, path: str) -> None:
+    async with client_of(store) as client:
+        nobody = {"provider": "nobody", "end": 0}
+        csv_ = {"accept": "text/csv"}
+        empty = await client.get(f"/stats{path}", headers=csv_, params=nobody)
+        assert sheet(empty) == [], empty.text
+        await store.write([call(timestamp=NOON), failed(timestamp=NOON)])
+        full = await client.get(f"/stats{path}", headers=csv_, params={"end": NOON / 1000 + 9})
+    assert empty.text.splitlines()[0] == full.text.splitlines()[0]
+
+
+async def test_a_csv_has_pages_and_one_request_too(store: Store) -> None:
+    names = [f"r{n}" for n in range(5)]
+    await store.write([call(request_id=name, agent_name="=1+1") for name in names])
+    seen: list[str] = []
+    async with client_of(store) as client:
+        url: Any = "/stats/calls?limit=2&agent=%3D1%2B1"
+        while url:
+            answer = await client.get(url, headers={"accept": "text/csv"})
+            seen += [row["request_id"] for row in sheet(answer)]
+            following = answer.links.get("next")
+            url = answer.request.url.join(following["url"]) if following else None
+            assert (answer.headers.get("x-next-cursor") is None) == (url is None)
+        (one,) = sheet(await client.get("/stats/calls/r1", headers={"accept": "text/csv"}))
+        groups = await client.get("/stats/models?limit=1", headers={"accept": "text/csv"})
+        wrong = await client.get("/stats/calls?limit=0", headers={"accept": "text/csv"})
+    assert sorted(seen) == names
+    assert (one["request_id"], one["agent_name"]) == ("r1", "'=1+1")
+    assert "x-next-cursor" not in groups.headers
+    assert wrong.json()["error"]["param"] == "limit"
+
+
 @pytest.mark.parametrize(
     ("path", "name", "value"),
     [
@@ -339,6 +457,11 @@ async def test_the_database_counts_itself(store: Store, get: Get) -> None:
         ("/calls", "min_tokens", str(2**70)),
         ("/timeseries", "metric", "happiness"),
         ("/timeseries", "bucket", "week"),
+        ("/compare", "by", "key"),
+        ("/compare", "cursor", "-1"),
+        ("/calls", "by", "model"),
+        ("/waste", "start", "yesterday"),
+        ("/recent", "limit", "1001"),
         ("/costs/daily", "start", "01/02/2025"),
     ],
 )

@@ -41,6 +41,14 @@ async def test_groups_come_with_most_requests_first(
     assert [tuple(group.values())[: len(keys[0])] for group in found] == keys
 
 
+@pytest.mark.parametrize("name", groups.GROUPS)
+async def test_a_blank_has_the_members_of_a_group(store: Store, name: str) -> None:
+    await store.write([failed()])
+    async with store.reader() as connection:
+        (group,) = await groups.grouped(connection, name, anything())
+    assert list(groups.blank(name)) == list(group)
+
+
 async def test_the_whole_has_totals_and_distributions(store: Store) -> None:
     async with store.reader() as connection:
         whole = await groups.whole(connection, anything())

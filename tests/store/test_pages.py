@@ -4,7 +4,7 @@ import base64
 
 import pytest
 
-from proxy.store.pages import BadCursor, decode, encode, shown
+from proxy.store.pages import BadCursor, blank, decode, encode, shown
 from proxy.store.tables import api_calls, daily_costs, models
 
 KEY = [api_calls.c.timestamp, api_calls.c.id]
@@ -35,8 +35,7 @@ def test_what_is_no_cursor_of_the_list_is_refused(cursor: str) -> None:
 
 
 def test_a_row_is_shown_with_times_and_objects() -> None:
-    row = dict.fromkeys(column.name for column in models.c)
-    row |= {"first_seen": 1_735_732_800_001, "metadata": '{"a": [1]}'}
+    row = blank(models) | {"first_seen": 1_735_732_800_001, "metadata": '{"a": [1]}'}
     seen = shown(models, row)
     assert seen["first_seen"] == "2025-01-01T12:00:00.001Z"
     assert (seen["last_seen"], seen["metadata"]) == (None, {"a": [1]})

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from proxy.store.engine import Store
-from proxy.store.series import METRICS, TooManyPoints, series
+from proxy.store.series import METRICS, TooManyPoints, blank, series
 from tests.store.rows import anything, call, failed
 
 HOUR = 3_600_000
@@ -45,6 +45,11 @@ async def test_every_metric_has_its_value(store: Store, metric: str, value: floa
     assert metric in METRICS
     await store.write([call(timestamp=NOON + 5), failed(timestamp=NOON + 6)])
     assert (await points(store, metric))[0]["value"] == value
+
+
+@pytest.mark.parametrize("metric", METRICS)
+async def test_a_blank_has_the_members_of_a_point(store: Store, metric: str) -> None:
+    assert list(blank(metric)) == list((await points(store, metric))[0])
 
 
 async def test_minutes_and_days_are_aligned(store: Store) -> None:

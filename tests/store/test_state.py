@@ -4,7 +4,7 @@ import pytest
 
 from proxy.store import state
 from proxy.store.engine import Store
-from proxy.types import CooldownRecord, GpuSample, HostSample
+from proxy.types import BreakerRecord, CooldownRecord, GpuSample, HostSample
 from tests.store.rows import anything, call
 
 
@@ -15,6 +15,7 @@ async def filled(store: Store) -> Store:
             call(),
             call(provider="gemini"),
             CooldownRecord("groq", "llama", "org-a", "org", 2000, "rate_limit", 1, 1000),
+            BreakerRecord("groq", "llama", "closed", "open", "server_error", 2000, 1, 1000),
             HostSample(1000, 1, gpus=(GpuSample(1), GpuSample(0))),
             HostSample(2000, 0),
         ]

@@ -1,0 +1,70 @@
+"""The newest calls, in memory: they are shown at once, before their rows are written.
+
+They stand in the order in which they ended. Each is encoded when it comes, so that to show a
+thousand costs no more than to join them.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from itertools import islice
+
+import msgspec
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from proxy.store.filters import Filters, admits
+from proxy.store.pages import Row, newest, shown
+from proxy.store.records import COLUMNS, row
+from proxy.store.salvage import mend
+from proxy.store.tables import api_calls
+from proxy.types import CallRecord
+
+MOST = 1000
+"""How many are held; the ones before them are in the database."""
+
+
+class Recent:
+    """Up to ``most`` rows of ``api_calls``. ``id`` is None in those that came since the start: it
+    is the database's to give."""
+
+    def __init__(self, most: int = MOST) -> None:
+        self._most = most
+        self._calls: OrderedDict[tuple[str, int], msgspec.Raw] = OrderedDict()
+
+    async def load(self, connection: AsyncConnection) -> None:
+        """Begin with the newest rows that the database has."""
+        found, _ = await newest(
+            connection, api_calls, ("timestamp", "id"), (), self._most, cursor=None
+        )
+        for each in sorted(found, key=lambda each: each["finished_at"]):
+            self._put((each["request_id"], each["attempt"]), each)
+
+    def add(self, call: CallRecord) -> None:
+        """An attempt has ended."""
+        try:
+            self._put((call.request_id, call.attempt), _row(call))
+        except UnicodeEncodeError:  # half a character, which a client or a provider may send
+            self._put((call.request_id, call.attempt), _row(mend(call)))
+
+    def amend(self, call: CallRecord) -> None:
+        """More is known of an attempt, such as its price; nothing happens if it is not held."""
+        if (call.request_id, call.attempt) in self._calls:
+            self.add(call)
+
+    def newest(self, filters: Filters, limit: int) -> list[msgspec.Raw]:
+        """The last that ended first, as JSON. The window of the filters does not apply."""
+        calls = reversed(self._calls.values())
+        if filters != Filters(start=filters.start, end=filters.end):
+            calls = (call for call in calls if admits(filters, msgspec.json.decode(call)))
+        return list(islice(calls, limit))
+
+    def _put(self, key: tuple[str, int], call: Row) -> None:
+        self._calls[key] = msgspec.Raw(msgspec.json.encode(shown(api_calls, call)))
+        if len(self._calls) > self._most:
+            self._calls.popitem(last=False)
+
+
+def _row(call: CallRecord) -> Row:
+    """As the database would tell it."""
+    values = dict(zip(COLUMNS, row(call), strict=True))
+    return {"id": None, **values, "success": call.status == "success"}
