@@ -15,11 +15,12 @@ from proxy.config import load
 from proxy.errors import ConfigError, GatewayError
 from proxy.explain import explain
 from proxy.export import FORMATS, TABLES, export
+from proxy.prune import prune
 from proxy.schema import Settings
 from proxy.serve import serve
 from proxy.store.address import StoreError
 from proxy.store.formats import ExportError
-from proxy.when import when
+from proxy.when import span, when
 
 _SERVER = {
     "host": "the address to listen on (127.0.0.1)",
@@ -42,8 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         settings = read()
-        for warning in settings.warnings:
-            print(f"warning: {warning}", file=sys.stderr)
+        if options.command not in ("export", "prune"):  # they are about keys and providers
+            for warning in settings.warnings:
+                print(f"warning: {warning}", file=sys.stderr)
         if options.command == "check":
             print(_checked(settings))
             return 0
@@ -52,6 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         if options.command == "export":
             return _export(settings, options)
+        if options.command == "prune":
+            print(asyncio.run(prune(settings, options.older_than, options.dry_run)))
+            return 0
         return serve(settings, lambda text: print(text, flush=True), read)
     except GatewayError as error:
         print(error.message, file=sys.stderr)
@@ -84,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
         "check": "check the configuration, and start nothing",
         "explain": "say who would serve a model and who not, and send nothing",
         "export": "write the rows of a table to a file",
+        "prune": "delete old rows now, as the gateway does by itself",
     }.items():
         command = commands.add_parser(
             name, parents=[shared], help=meaning, description=meaning, allow_abbrev=False
@@ -92,6 +98,8 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("model", metavar="MODEL", help="as a client would ask for it")
         if name == "export":
             _add_export(command)
+        if name == "prune":
+            _add_prune(command)
     return parser
 
 
@@ -112,9 +120,23 @@ def _add_export(command: argparse.ArgumentParser) -> None:
     command.add_argument("--output", default="-", metavar="FILE", help="(-: standard output)")
 
 
+def _add_prune(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--older-than", type=_span, metavar="TIME", help="such as 30d (telemetry.retention_days)"
+    )
+    command.add_argument("--dry-run", action="store_true", help="only say what would be deleted")
+
+
 def _when(text: str) -> int:
     try:
         return when(text, now_ms())
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _span(text: str) -> int:
+    try:
+        return span(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 

@@ -15,7 +15,7 @@ def when(text: str, now: int) -> int:
     A time without a zone is in UTC. ValueError, in words for a person, if it is none of these.
     """
     try:
-        return now - span(text)
+        return max(0, now - span(text))
     except ValueError:
         pass
     try:

@@ -164,6 +164,26 @@ def test_a_reader_that_goes_away_ends_an_export_quietly(tmp_path: Path) -> None:
     assert run.stderr == "cannot write the output: Broken pipe\n"
 
 
+def test_prune_deletes_what_is_old_or_says_what_it_would(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    recorded(1_735_732_800_000, now_ms() - 7_200_000, now_ms())
+    assert cli.main(["prune", "--dry-run"]) == 0
+    assert "\napi_calls                         1\n" in capsys.readouterr().out
+    assert cli.main(["prune", "--older-than", "1h"]) == 0
+    assert capsys.readouterr().out.endswith(" rows deleted\n")
+    assert cli.main(["export", "--output", "x"]) == 0
+    assert capsys.readouterr().err == "1 row\n"
+
+
+def test_prune_tells_in_one_line_why_not(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["prune"]) == 1
+    assert capsys.readouterr().err.startswith("there is no database ")
+    with pytest.raises(SystemExit):
+        cli.main(["prune", "--older-than", "30"])
+    assert "argument --older-than: must be a time such as 30d" in capsys.readouterr().err
+
+
 def test_an_unknown_word_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     for words in (["explode"], ["--prot", "1"], ["check", "more"], ["--conf", "x"]):
         with pytest.raises(SystemExit) as caught:
