@@ -50,6 +50,7 @@ from proxy.sharing.shared import Shared
 from proxy.steering import steer
 from proxy.store import retention
 from proxy.store.address import SchemaError, StoreError
+from proxy.store.archive import Archive
 from proxy.store.engine import Store
 from proxy.types import Fault, Target, Usage
 from proxy.upstreams import Upstreams
@@ -323,9 +324,11 @@ class _Gateway:
 
     async def _retain(self) -> None:
         """Let old rows go, now and every hour; a database that cannot be written is for later."""
+        telemetry = self._settings.telemetry
+        archive = None if telemetry.archive is None else Archive(telemetry.archive)
         while True:
             with suppress(StoreError):
-                await retention.run(self._store, self._settings.telemetry.retention_days)
+                await retention.run(self._store, telemetry.retention_days, archive)
             await asyncio.sleep(RETENTION_SECONDS)
 
     async def _publish_counts(self) -> None:

@@ -1,4 +1,4 @@
-"""The command line: ``tollkeeper [serve|check|explain MODEL] [--config FILE] [--port P] ...``."""
+"""The command line: ``tollkeeper [serve|check|explain|export|prune] [--config FILE] ...``."""
 
 from __future__ import annotations
 
@@ -10,11 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from proxy import __version__
+from proxy.clock import now_ms
 from proxy.config import load
 from proxy.errors import ConfigError, GatewayError
 from proxy.explain import explain
+from proxy.export import FORMATS, TABLES, export
+from proxy.prune import prune
 from proxy.schema import Settings
 from proxy.serve import serve
+from proxy.store.address import StoreError
+from proxy.store.formats import ExportError
+from proxy.when import span, when
 
 _SERVER = {
     "host": "the address to listen on (127.0.0.1)",
@@ -37,17 +43,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         settings = read()
-        for warning in settings.warnings:
-            print(f"warning: {warning}", file=sys.stderr)
+        if options.command not in ("export", "prune"):  # they are about keys and providers
+            for warning in settings.warnings:
+                print(f"warning: {warning}", file=sys.stderr)
         if options.command == "check":
             print(_checked(settings))
             return 0
         if options.command == "explain":
             print(asyncio.run(explain(settings, options.model)))
             return 0
+        if options.command == "export":
+            return _export(settings, options)
+        if options.command == "prune":
+            print(asyncio.run(prune(settings, options.older_than, options.dry_run)))
+            return 0
         return serve(settings, lambda text: print(text, flush=True), read)
     except GatewayError as error:
         print(error.message, file=sys.stderr)
+        return 1
+    except (StoreError, ExportError) as error:
+        print(error, file=sys.stderr)
         return 1
     except ConfigError as error:
         for mistake in error.mistakes:
@@ -73,13 +88,66 @@ def _parser() -> argparse.ArgumentParser:
         "serve": "start the gateway",
         "check": "check the configuration, and start nothing",
         "explain": "say who would serve a model and who not, and send nothing",
+        "export": "write the rows of a table to a file",
+        "prune": "delete old rows now, as the gateway does by itself",
     }.items():
         command = commands.add_parser(
             name, parents=[shared], help=meaning, description=meaning, allow_abbrev=False
         )
         if name == "explain":
             command.add_argument("model", metavar="MODEL", help="as a client would ask for it")
+        if name == "export":
+            _add_export(command)
+        if name == "prune":
+            _add_prune(command)
     return parser
+
+
+def _add_export(command: argparse.ArgumentParser) -> None:
+    ago = "RFC 3339, a date, or a time ago such as 7d"
+    command.add_argument(
+        "--since", type=_when, default=0, metavar="WHEN", help=f"the first moment: {ago} (all)"
+    )
+    command.add_argument(
+        "--until", type=_when, metavar="WHEN", help="the moment before which it ends (now)"
+    )
+    command.add_argument(
+        "--format", choices=FORMATS, default=FORMATS[0], help=f"({FORMATS[0]}); parquet: an extra"
+    )
+    command.add_argument(
+        "--table", choices=TABLES, default="api_calls", metavar="TABLE", help="(api_calls)"
+    )
+    command.add_argument("--output", default="-", metavar="FILE", help="(-: standard output)")
+
+
+def _add_prune(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--older-than", type=_span, metavar="TIME", help="such as 30d (telemetry.retention_days)"
+    )
+    command.add_argument("--dry-run", action="store_true", help="only say what would be deleted")
+
+
+def _when(text: str) -> int:
+    try:
+        return when(text, now_ms())
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _span(text: str) -> int:
+    try:
+        return span(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _export(settings: Settings, options: argparse.Namespace) -> int:
+    until = now_ms() + 1 if options.until is None else options.until
+    rows = asyncio.run(
+        export(settings, options.table, options.since, until, options.format, options.output)
+    )
+    print(_count(rows, "row"), file=sys.stderr)
+    return 0
 
 
 def _arguments(options: argparse.Namespace) -> dict[str, Any]:

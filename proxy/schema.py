@@ -268,6 +268,13 @@ class TelemetrySettings(Part):
     database_url: str = Field("sqlite+aiosqlite:///./data/tollkeeper.db", repr=False)
     privacy_level: Literal["metadata", "full", "none"] = "metadata"
     retention_days: Whole = Field(30, ge=0)
+    archive: Path | None = None
+    """The folder where calls are written to before they are deleted."""
+
+    @field_validator("archive", mode="before")
+    @classmethod
+    def _no_folder(cls, value: Any) -> Any:
+        return None if value == "" else value
 
     @property
     def keeps(self) -> bool:

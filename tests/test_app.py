@@ -20,6 +20,7 @@ from proxy.observe.host import HostSampler
 from proxy.redact import Redactor
 from proxy.schema import Settings
 from proxy.store.address import SchemaError, StoreError
+from proxy.store.archive import Archive
 from tests.gateway import Gateway, lab
 from tests.upstream import Upstream, error, json_answer
 
@@ -276,8 +277,10 @@ async def test_old_rows_go_again_and_again_and_a_locked_database_is_for_later(
     days: list[int] = []
     enough = asyncio.Event()
 
-    async def run(store: object, keep: int) -> int:
+    async def run(store: object, keep: int, archive: Archive | None) -> int:
         days.append(keep)
+        assert archive is not None
+        assert archive.folder == Path("kept")
         if len(days) == 2:
             raise StoreError("locked")
         if len(days) >= 3:
@@ -286,7 +289,8 @@ async def test_old_rows_go_again_and_again_and_a_locked_database_is_for_later(
 
     monkeypatch.setattr(module.retention, "run", run)
     monkeypatch.setattr(module, "RETENTION_SECONDS", 0.01)
-    await start({"providers": {"lab": lab(upstream.url)}, "telemetry": {"retention_days": 7}})
+    telemetry = {"retention_days": 7, "archive": "kept"}
+    await start({"providers": {"lab": lab(upstream.url)}, "telemetry": telemetry})
     await asyncio.wait_for(enough.wait(), 5)
     assert set(days) == {7}
 

@@ -21,12 +21,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 HOUSE = (
-    "types errors reasons clock duration log redact"
+    "types errors reasons clock duration when log redact"
     " config schema fields document mistakes discovery",
     "routing providers metering store observe sharing",
     "relay",
     "api",
-    "app routes recording learnt upstreams steering explain banner wire serve cli __main__",
+    "app routes recording learnt upstreams steering explain progress export prune banner wire serve"
+    " cli __main__",
 )
 """The floors, the lowest first: nouns, the parts, the hot path, the door, and who builds it all."""
 

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import asyncio
+import gzip
+import os
 import socket
 import subprocess
 import sys
@@ -9,8 +12,11 @@ from pathlib import Path
 import pytest
 
 from proxy import __version__, cli
+from proxy.clock import now_ms
 from proxy.errors import ConfigError
 from proxy.schema import Settings
+from proxy.store.engine import Store
+from tests.store.rows import call
 
 
 @pytest.fixture(autouse=True)
@@ -124,6 +130,89 @@ def test_what_goes_wrong_at_the_start_is_told_in_one_line(
     monkeypatch.setattr(cli, "serve", serve)
     assert cli.main([]) == 1
     assert capsys.readouterr().err == "the port is in use\n"
+
+
+def recorded(*timestamps: int) -> None:
+    """A database where the defaults have it."""
+
+    async def write() -> None:
+        store = Store("sqlite+aiosqlite:///data/tollkeeper.db")
+        await store.open()
+        await store.write([call(timestamp=timestamp) for timestamp in timestamps])
+        await store.close()
+
+    asyncio.run(write())
+
+
+def test_export_takes_a_window_and_says_how_much_there_was(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    recorded(1_735_732_800_000, 1_735_819_200_000, now_ms() - 1000)
+    words = ["export", "--since", "2025-01-02", "--until", "1h", "--format", "csv"]
+    assert cli.main([*words, "--output", "x.csv"]) == 0
+    assert capsys.readouterr() == ("", "1 row\n")
+    assert Path("x.csv").read_text().count("2025-01-02T12:00:00.000Z") == 1
+    assert cli.main(["export", "--format", "csv"]) == 0
+    out, err = capsys.readouterr()
+    assert (out.count("\n"), err) == (4, "3 rows\n")
+    assert cli.main(["export", "--table", "daily_costs", "--output", "x.jsonl.gz"]) == 0
+    assert len(gzip.decompress(Path("x.jsonl.gz").read_bytes()).splitlines()) == 3
+
+
+def test_export_tells_in_one_line_why_not(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["export", "--format", "csv"]) == 1
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith("there is no database ")
+    recorded()
+    assert cli.main(["export", "--output", "none/x"]) == 1
+    assert capsys.readouterr().err == "cannot write none/x: No such file or directory\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--since", "soon"], "argument --since: must be RFC 3339, a date, or a time ago"),
+        (["--format", "xml"], "argument --format: invalid choice: 'xml'"),
+        (["--table", "secrets"], "argument --table: invalid choice: 'secrets'"),
+    ],
+)
+def test_export_refuses_what_it_does_not_know(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["export", *words])
+    assert said in capsys.readouterr().err
+
+
+def test_a_reader_that_goes_away_ends_an_export_quietly(tmp_path: Path) -> None:
+    recorded(*range(1_735_732_800_000, 1_735_732_801_000))
+    line = f"{sys.executable} -m proxy export --format csv | head -c 1 >/dev/null"
+    environ = {"PYTHONPATH": str(Path(__file__).parents[1]), "PATH": os.defpath}
+    run = subprocess.run(
+        ["sh", "-c", line], capture_output=True, text=True, env=environ, cwd=tmp_path, timeout=30
+    )
+    assert run.stderr == "cannot write the output: Broken pipe\n"
+
+
+def test_prune_deletes_what_is_old_or_says_what_it_would(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    recorded(1_735_732_800_000, now_ms() - 7_200_000, now_ms())
+    assert cli.main(["prune", "--dry-run"]) == 0
+    assert "\napi_calls                         1\n" in capsys.readouterr().out
+    assert cli.main(["prune", "--older-than", "1h"]) == 0
+    assert capsys.readouterr().out.endswith(" rows deleted\n")
+    assert cli.main(["export", "--output", "x"]) == 0
+    assert capsys.readouterr().err == "1 row\n"
+
+
+def test_prune_tells_in_one_line_why_not(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["prune"]) == 1
+    assert capsys.readouterr().err.startswith("there is no database ")
+    with pytest.raises(SystemExit):
+        cli.main(["prune", "--older-than", "30"])
+    assert "argument --older-than: must be a time such as 30d" in capsys.readouterr().err
 
 
 def test_an_unknown_word_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

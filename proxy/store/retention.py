@@ -1,21 +1,27 @@
 """Old rows go, a few at a time, so that neither readers nor the batch writer wait for it.
 
 ``daily_costs`` and ``models`` are kept for ever, and so are the keys that an operator took out. Of
-the tables of current state, rows go that nothing has touched for as long.
+the tables of current state, rows go that nothing has touched for as long. With an archive, calls go
+by whole days (UTC), once the day is in its file, and nothing goes at all while that cannot be
+written.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing
 
-from sqlalchemy import Column, delete, false, select
+from sqlalchemy import Column, ColumnElement, Table, delete, func, select, true
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from proxy.clock import now_ms
 from proxy.store import address
 from proxy.store.address import StoreError
-from proxy.store.engine import Store
+from proxy.store.archive import DAY_MS, Archive, ArchiveError
+from proxy.store.engine import Reader, Store
 from proxy.store.rests import DISABLED
 from proxy.store.tables import (
     api_calls,
@@ -28,7 +34,7 @@ from proxy.store.tables import (
     tps_metrics,
 )
 
-_AGES = (
+AGES: tuple[Column[int], ...] = (
     api_calls.c.timestamp,
     errors.c.timestamp,
     gpu_metrics.c.timestamp,  # before the samples, whose deletion would take them along unbounded
@@ -38,31 +44,56 @@ _AGES = (
     provider_health.c.updated_at,
     provider_health_events.c.timestamp,
 )
-_FOR_EVER = {rate_limits: rate_limits.c.limit_type == DISABLED}
-_DAY_MS = 86_400_000
+"""The tables that rows go from, by the column that says how old a row is."""
+
+_GOES = {rate_limits: rate_limits.c.limit_type != DISABLED}
+"""Which of a table's rows go at all."""
+
 _CHUNK = 500
 _PAUSE = 0.02
 _PAGES = 2000  # of 4 KiB, given back to the file system at a time
+_log = logging.getLogger("tollkeeper.store")
 
 
-async def run(store: Store, days: int) -> int:
+async def run(store: Store, days: int, archive: Archive | None = None) -> int:
     """Delete what is older than ``days`` now; 0 days keep everything. Returns the rows deleted.
 
-    StoreError if the database cannot be written; what was deleted before that stays deleted.
+    StoreError if the database or the archive cannot be written; what was deleted before that stays
+    deleted. That the archive cannot be written is told in the log, too, once.
     """
-    return await prune(store, days, now_ms())
+    try:
+        deleted = await prune(store, days, now_ms(), archive)
+    except ArchiveError as error:
+        if archive is not None and archive.trouble != str(error):
+            archive.trouble = str(error)
+            _log.error("old rows are kept, as they are to be archived first: %s", error)
+        raise
+    if archive is not None:
+        archive.trouble = None
+    return deleted
 
 
-async def prune(store: Store, days: int, now: int) -> int:
+async def prune(store: Store, days: int, now: int, archive: Archive | None = None) -> int:
     """``run`` at the instant ``now``, in UTC milliseconds."""
     if days == 0 or not store.keeps:
         return 0
+    return await let_go(store, now - days * DAY_MS, archive)
+
+
+async def let_go(
+    store: Store,
+    before: int,
+    archive: Archive | None = None,
+    told: Callable[[int], None] = lambda rows: None,
+) -> int:
+    """Delete what is older than an instant in UTC milliseconds; ``told`` hears of every step."""
     engine = await store.writer()
     deleted = 0
     try:
-        for age in _AGES:
-            while count := await _chunk(engine, age, now - days * _DAY_MS):
+        async with aclosing(_steps(store, engine, before, archive)) as steps:
+            async for count in steps:
                 deleted += count
+                told(count)
                 await asyncio.sleep(_PAUSE)
         if engine.dialect.name == "sqlite":
             await _shrink(engine)
@@ -71,12 +102,55 @@ async def prune(store: Store, days: int, now: int) -> int:
     return deleted
 
 
-async def _chunk(engine: AsyncEngine, age: Column[int], before: int) -> int:
-    table = age.table
-    old = (age < before, ~_FOR_EVER.get(table, false()))
-    oldest = select(table.c.id).where(*old).order_by(age).limit(_CHUNK)
+async def old(connection: Reader, before: int, archived: bool) -> dict[str, int]:
+    """How many rows ``let_go`` would delete now, by table."""
+    found = {}
+    for age, end in _ends(before, archived):
+        query = select(func.count()).select_from(age.table).where(*_old(age, end))
+        found[age.table.name] = await connection.scalar(query) or 0
+    return found
+
+
+def _ends(before: int, archived: bool) -> Iterator[tuple[Column[int], int]]:
+    """For each table the instant before which its rows go. Archived days go when they are over, so
+    that a file is written once."""
+    for age in AGES:
+        whole = archived and age.table is api_calls
+        yield age, before // DAY_MS * DAY_MS if whole else before
+
+
+def _old(age: Column[int], end: int) -> tuple[ColumnElement[bool], ...]:
+    return age < end, _GOES.get(age.table, true())
+
+
+async def _steps(
+    store: Store, engine: AsyncEngine, before: int, archive: Archive | None
+) -> AsyncGenerator[int]:
+    """Delete a chunk at a time, and tell its size."""
+    for age, end in _ends(before, archive is not None):
+        ids = age.table.c.id
+        if archive is not None and age.table is api_calls:
+            while (day := await _oldest_day(store, end)) is not None:
+                safe = await archive.keep(store, day)
+                for at in range(0, len(safe), _CHUNK):
+                    yield await _delete(engine, ids.in_(safe[at : at + _CHUNK]), age.table)
+            continue
+        oldest = select(ids).where(*_old(age, end)).order_by(age).limit(_CHUNK)
+        while count := await _delete(engine, ids.in_(oldest), age.table):
+            yield count
+
+
+async def _oldest_day(store: Store, end: int) -> int | None:
+    """When the day of the oldest call before ``end`` began."""
+    query = select(func.min(api_calls.c.timestamp)).where(api_calls.c.timestamp < end)
+    async with store.reader() as connection:
+        first = await connection.scalar(query)
+    return None if first is None else first // DAY_MS * DAY_MS
+
+
+async def _delete(engine: AsyncEngine, which: ColumnElement[bool], table: Table) -> int:
     async with engine.begin() as connection:
-        return (await connection.execute(delete(table).where(table.c.id.in_(oldest)))).rowcount
+        return (await connection.execute(delete(table).where(which))).rowcount
 
 
 async def _shrink(engine: AsyncEngine) -> None:

@@ -3,53 +3,34 @@ from __future__ import annotations
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
+from sqlalchemy import select
 
 from proxy.clock import now_ms
 from proxy.store import retention
 from proxy.store.address import StoreError
+from proxy.store.archive import Archive, ArchiveError
 from proxy.store.engine import Store
-from proxy.types import (
-    BreakerRecord,
-    CooldownRecord,
-    CountRecord,
-    FaultRecord,
-    GpuSample,
-    HostSample,
-    ModelInfo,
-    SwitchRecord,
-)
-from tests.store.rows import call, failed, rows
+from proxy.store.tables import api_calls, metadata
+from proxy.types import CallRecord, SwitchRecord
+from tests.store.databases import database, reachable
+from tests.store.reading import read
+from tests.store.rows import call, rows
+from tests.store.stories import NOON, everything
 
 DAY = 86_400_000
-AGING = (
-    "api_calls",
-    "errors",
-    "system_metrics",
-    "gpu_metrics",
-    "tps_metrics",
-    "rate_limits",
-    "provider_health_events",
-)
-KEPT = ("daily_costs", "models")
+AGING = {age.table.name for age in retention.AGES}
+KEPT = {"daily_costs", "models"}
 
 
 def count(path: Path, table: str) -> int:
     return rows(path, f"SELECT count(*) AS n FROM {table}")[0]["n"]
 
 
-def everything(at: int, model: str) -> list[object]:
-    return [
-        call(timestamp=at, model=model),
-        failed(timestamp=at, model=model),
-        FaultRecord(at, "KeyError", "x"),
-        HostSample(at, 1, gpus=(GpuSample(0),)),
-        CooldownRecord("groq", model, "k", "org", at, "rate_limit", 1, at),
-        CountRecord("groq", model, "k", "org", "requests_day", 9, 1, 86_400, at, at),
-        BreakerRecord("lab", model, "closed", "open", "server_error", at, 1, at),
-        [ModelInfo("groq", model)],
-    ]
+def test_every_table_has_its_age_or_is_kept_for_ever() -> None:
+    assert metadata.tables.keys() == AGING | KEPT
 
 
 async def test_what_is_old_goes_from_every_table_but_costs_and_models(
@@ -58,6 +39,7 @@ async def test_what_is_old_goes_from_every_table_but_costs_and_models(
     now = now_ms()
     await store.write(everything(now - 31 * DAY, "old") + everything(now, "new"))
     before = {table: count(path, table) for table in (*AGING, *KEPT)}
+    assert all(before.values())
     assert await retention.prune(store, 0, now) == 0
     assert {table: count(path, table) for table in (*AGING, *KEPT)} == before
     assert await retention.prune(store, 30, now) > 0
@@ -110,3 +92,135 @@ async def test_a_locked_database_is_told(store: Store, path: Path) -> None:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(StoreError, match="locked"):
             await retention.run(store, 30)
+
+
+# With an archive.
+
+
+def archived(folder: Path) -> dict[str, list[str]]:
+    """The request ids in each file."""
+    return {
+        file.name: [row["request_id"] for row in read("jsonl.gz", api_calls, file.read_bytes())]
+        for file in sorted(folder.glob("api_calls-*"))
+    }
+
+
+async def left(store: Store) -> list[str]:
+    async with store.reader() as connection:
+        found = await connection.scalars(select(api_calls.c.request_id).order_by(api_calls.c.id))
+        return list(found)
+
+
+def days(*names: str) -> list[CallRecord]:
+    """Calls at noon of the days after ``NOON``, each named after its day."""
+    return [call(request_id=name, timestamp=NOON + int(name[0]) * DAY) for name in names]
+
+
+@pytest.fixture
+def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Archive:
+    monkeypatch.setattr(retention, "_PAUSE", 0)
+    monkeypatch.setattr(retention, "_CHUNK", 2)
+    return Archive(tmp_path / "archive")
+
+
+@pytest.mark.parametrize("kind", reachable())
+async def test_whole_days_are_in_their_files_before_they_go(
+    kind: str, tmp_path: Path, archive: Archive
+) -> None:
+    async with database(kind, tmp_path) as url:
+        store = Store(url)
+        await store.open()
+        try:
+            await store.write(days("0a", "1a", "0b", "1b", "0c", "3a"))
+            async with store.reader() as connection:
+                query = select(api_calls).where(api_calls.c.timestamp < NOON + DAY)
+                before = [dict(row) for row in (await connection.execute(query)).mappings()]
+            assert await retention.prune(store, 1, NOON + 3 * DAY - 1, archive) > 0
+            assert await left(store) == ["3a"]
+        finally:
+            await store.close()
+    assert archived(archive.folder) == {
+        "api_calls-2025-01-01.jsonl.gz": ["0a", "0b", "0c"],
+        "api_calls-2025-01-02.jsonl.gz": ["1a", "1b"],
+    }
+    file = archive.folder / "api_calls-2025-01-01.jsonl.gz"
+    assert read("jsonl.gz", api_calls, file.read_bytes()) == before
+
+
+async def test_a_day_that_is_not_over_waits(store: Store, archive: Archive) -> None:
+    await store.write(days("0a", "1a"))
+    for hours in (25, 35):
+        await retention.prune(store, 1, NOON + hours * DAY // 24, archive)
+        assert await left(store) == ["0a", "1a"]
+    assert archived(archive.folder) == {}
+    await retention.prune(store, 1, NOON + 36 * DAY // 24, archive)
+    assert await left(store) == ["1a"]
+
+
+async def test_after_a_crash_every_row_is_there_once(
+    store: Store, archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await store.write(days("0a", "0b", "0c", "1a"))
+    delete, steps = retention._delete, [0]
+
+    async def crash(*args: Any) -> int:
+        steps[0] += 1
+        if steps[0] == 2:
+            raise OSError("the power went")
+        return await delete(*args)
+
+    monkeypatch.setattr(retention, "_delete", crash)
+    with pytest.raises(StoreError, match="the power went"):
+        await retention.prune(store, 1, NOON + 9 * DAY, archive)
+    assert await left(store) == ["0c", "1a"]
+    await store.write(days("0d"))  # and one that comes late
+    await retention.prune(store, 1, NOON + 9 * DAY, archive)
+    assert archived(archive.folder) == {
+        "api_calls-2025-01-01.jsonl.gz": ["0a", "0b", "0c", "0d"],
+        "api_calls-2025-01-02.jsonl.gz": ["1a"],
+    }
+    assert await left(store) == []
+
+
+async def test_a_row_that_comes_between_writing_and_deleting_is_not_lost(
+    store: Store, archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await store.write(days("0a"))
+    keep, late = archive.keep, days("0b")
+
+    async def slow(*args: Any) -> Any:
+        ids = await keep(*args)
+        await store.write(late)
+        late.clear()
+        return ids
+
+    monkeypatch.setattr(archive, "keep", slow)
+    await retention.prune(store, 1, NOON + 9 * DAY, archive)
+    assert archived(archive.folder) == {"api_calls-2025-01-01.jsonl.gz": ["0a", "0b"]}
+
+
+async def test_without_its_archive_nothing_goes_and_the_log_says_so_once(
+    store: Store, path: Path, archive: Archive, caplog: pytest.LogCaptureFixture
+) -> None:
+    await store.write(everything(now_ms() - 40 * DAY))
+    before = {table: count(path, table) for table in metadata.tables}
+    archive.folder.write_text("no folder")
+    for _ in range(3):
+        with pytest.raises(ArchiveError):
+            await retention.run(store, 30, archive)
+    assert {table: count(path, table) for table in metadata.tables} == before
+    [said] = [record.getMessage() for record in caplog.records]
+    assert said.startswith("old rows are kept, as they are to be archived first: cannot write")
+    archive.folder.unlink()
+    assert await retention.run(store, 30, archive) > 0
+    assert archive.trouble is None
+
+
+async def test_what_would_go_is_what_goes(store: Store, archive: Archive) -> None:
+    await store.write(everything(NOON) + everything(NOON + DAY, "other"))
+    for before, kept in ((NOON + DAY // 4, archive), (NOON + 1, None), (now_ms() + DAY, archive)):
+        async with store.reader() as connection:
+            found = await retention.old(connection, before, kept is not None)
+        steps: list[int] = []
+        assert await retention.let_go(store, before, kept, steps.append) == sum(found.values())
+        assert sum(steps) == sum(found.values())

@@ -1,0 +1,29 @@
+"""A bit of everything that happens, for tests about every table."""
+
+from __future__ import annotations
+
+from proxy.types import (
+    BreakerRecord,
+    CooldownRecord,
+    FaultRecord,
+    GpuSample,
+    HostSample,
+    ModelInfo,
+)
+from tests.store.rows import call, failed
+
+NOON = 1_735_732_800_123
+"""2025-01-01T12:00:00.123Z."""
+
+
+def everything(at: int, model: str = "llama") -> list[object]:
+    """A row in each table, and a second call, at a moment in UTC milliseconds."""
+    return [
+        call(timestamp=at, model=model),
+        failed(timestamp=at, model=model),
+        FaultRecord(at, "KeyError", "x"),
+        HostSample(at, 1, cpu_percent=1.5, gpus=(GpuSample(0, name="fake"),)),
+        CooldownRecord("groq", model, "k", "k", at, "rate_limit", 1, at),
+        BreakerRecord("groq", model, "closed", "open", "server_error", at + 10_000, 1, at),
+        [ModelInfo("groq", model, {"id": model}, loaded_at=at)],
+    ]
