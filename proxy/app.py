@@ -20,6 +20,7 @@ import httpx
 from fastapi import FastAPI
 
 from proxy import __version__
+from proxy import loops as beside
 from proxy.api import errors as api_errors
 from proxy.api.admin import admin_router
 from proxy.api.auth import Door
@@ -29,7 +30,7 @@ from proxy.api.openai import RELAYED, Calls
 from proxy.api.stats import stats_router
 from proxy.clock import monotonic, now_ms
 from proxy.errors import ErrorReason
-from proxy.learnt import Counts, restore
+from proxy.learnt import restore
 from proxy.log import RequestLog
 from proxy.metering.meter import Books
 from proxy.metering.pricing import Prices
@@ -48,9 +49,7 @@ from proxy.routing.states import states
 from proxy.schema import ProviderSettings, Settings
 from proxy.sharing.shared import Shared
 from proxy.steering import steer
-from proxy.store import retention
 from proxy.store.address import SchemaError, StoreError
-from proxy.store.archive import Archive
 from proxy.store.engine import Store
 from proxy.types import Fault, Target, Usage
 from proxy.upstreams import Upstreams
@@ -59,8 +58,6 @@ DRAIN_SECONDS = 10.0
 """How long the writer may try to write what is left when the gateway stops."""
 
 EXAMPLE_SECONDS = 2.0
-RETENTION_SECONDS = 3600.0
-COUNTS_SECONDS = 0.5
 
 FIXED = ("server", "auth", "state", "telemetry")
 """The sections that are read at the start alone."""
@@ -291,13 +288,25 @@ class _Gateway:
     def _start_loops(self, stack: AsyncExitStack, tasks: asyncio.TaskGroup) -> None:
         """What runs beside the requests. All but the writer are cancelled at the end."""
         tasks.create_task(self._guard(self._recording.writer.run))
-        loops: list[Callable[[], Awaitable[None]]] = [self._refresh_models, self._probe]
-        if self._settings.telemetry.keeps:
+        settings, relay = self._settings, self._relay
+        loops: list[Callable[[], Awaitable[None]]] = [
+            self._refresh_models,
+            lambda: beside.probe(
+                lambda: relay.routes.pools, self._lists, lambda: self._settings.routing.probe
+            ),
+        ]
+        if settings.telemetry.keeps:
             sampler = HostSampler(
                 self._recording.keep,
                 lambda: (self._relay.in_flight, self._recording.writer.depth),
             )
-            loops += [sampler.run, self._retain, self._publish_counts]
+            loops += [
+                sampler.run,
+                partial(beside.retain, self._store, settings.telemetry),
+                lambda: beside.publish_counts(
+                    lambda: relay.routes.pools.values(), self._recording.keep
+                ),
+            ]
         if self._shared is not None:
             loops += [self._shared.run, self._shared.listen]
         for loop in loops:
@@ -321,32 +330,6 @@ class _Gateway:
             await loop()
         except Exception as exc:
             self._recording.broken(exc, None, None)
-
-    async def _retain(self) -> None:
-        """Let old rows go, now and every hour; a database that cannot be written is for later."""
-        telemetry = self._settings.telemetry
-        archive = None if telemetry.archive is None else Archive(telemetry.archive)
-        while True:
-            with suppress(StoreError):
-                await retention.run(self._store, telemetry.retention_days, archive)
-            await asyncio.sleep(RETENTION_SECONDS)
-
-    async def _publish_counts(self) -> None:
-        """Let the database know what the configured limits have counted, where that has changed."""
-        told = Counts()
-        while True:
-            await asyncio.sleep(COUNTS_SECONDS)
-            for record in told.news(self._relay.routes.pools.values()):
-                self._recording.keep(record)
-
-    async def _probe(self) -> None:
-        """Where it is wanted: ask providers whose breakers are open for their lists, which costs
-        nothing. One that answers may be tried again at once."""
-        while seconds := self._settings.routing.probe:
-            await asyncio.sleep(seconds)
-            for name, pool in self._relay.routes.pools.items():
-                if pool.health.troubled() and await self._lists.reached(name):
-                    pool.health.relieve(monotonic())
 
     async def _refresh_models(self) -> None:
         await self._lists.all()

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from proxy import app as module
-from proxy import upstreams
+from proxy import loops, upstreams
 from proxy.app import create_app
 from proxy.config import load
 from proxy.errors import ConfigError
@@ -287,8 +287,8 @@ async def test_old_rows_go_again_and_again_and_a_locked_database_is_for_later(
             enough.set()
         return 0
 
-    monkeypatch.setattr(module.retention, "run", run)
-    monkeypatch.setattr(module, "RETENTION_SECONDS", 0.01)
+    monkeypatch.setattr(loops.retention, "run", run)
+    monkeypatch.setattr(loops, "RETENTION_SECONDS", 0.01)
     telemetry = {"retention_days": 7, "archive": "kept"}
     await start({"providers": {"lab": lab(upstream.url)}, "telemetry": telemetry})
     await asyncio.wait_for(enough.wait(), 5)

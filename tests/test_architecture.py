@@ -26,8 +26,8 @@ HOUSE = (
     "routing providers metering store observe sharing",
     "relay",
     "api",
-    "app routes recording learnt upstreams steering explain progress export prune banner wire serve"
-    " cli __main__",
+    "app loops routes recording learnt upstreams steering explain progress export prune"
+    " banner wire serve cli __main__",
 )
 """The floors, the lowest first: nouns, the parts, the hot path, the door, and who builds it all."""
 

@@ -384,7 +384,7 @@ def test_the_annotated_example_holds_with_and_without_keys() -> None:
     )
     full = load(EXAMPLE, {}, keys)
     assert list(full.providers) == ["groq", "gemini", "openrouter", "ollama"]
-    assert len(full.models["fast"].targets) == 2
+    assert len(full.models["fast"].targets) == 3
     assert full.warnings == ()
     assert list(load(EXAMPLE, {}, {}).providers) == ["ollama"]
 
