@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from proxy.store.address import StoreError
 from proxy.store.engine import Store
 from proxy.store.formats import ExportError
 from proxy.store.tables import metadata
+from tests.gateway import migrated
 from tests.store.rows import call
 
 NOON = 1_735_732_800_000
@@ -28,6 +30,7 @@ EVER = 4_000_000_000_000
 async def settings(tmp_path: Path) -> Settings:
     """Of a gateway that has recorded 25 calls."""
     url = f"sqlite+aiosqlite:///{tmp_path}/t.db"
+    shutil.copy(await migrated(), tmp_path / "t.db")
     store = Store(url)
     await store.open()
     await store.write([call(request_id=f"r{n:02}", timestamp=NOON + n) for n in range(25)])

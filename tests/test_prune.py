@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import sqlite3
 import sys
 from contextlib import closing
@@ -19,6 +20,7 @@ from proxy.schema import Settings
 from proxy.store import retention
 from proxy.store.address import StoreError
 from proxy.store.engine import Store
+from tests.gateway import migrated
 from tests.store.rows import call, rows
 from tests.store.stories import everything
 
@@ -28,6 +30,7 @@ WRITER = """
 import asyncio, json, sys, threading
 from proxy.store.address import StoreError
 from proxy.store.engine import Store
+from tests.gateway import migrated
 from tests.store.rows import call
 
 async def main():
@@ -60,6 +63,7 @@ def settings(folder: Path, **telemetry: Any) -> Settings:
 @pytest.fixture
 async def folder(tmp_path: Path) -> Path:
     """With a database that has a bit of everything, old and new."""
+    shutil.copy(await migrated(), tmp_path / "t.db")
     store = Store(f"sqlite+aiosqlite:///{tmp_path}/t.db")
     await store.open()
     await store.write(everything(now_ms() - 40 * DAY) + everything(now_ms(), "new"))

@@ -6,39 +6,14 @@ import shutil
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
-import asyncpg
 import pytest
 
 from proxy.store.address import parse
 from proxy.store.engine import Store
 from proxy.store.migrate import migrate
+from tests.store.databases import REACHABLE, address, database, execute
 
 WINDOWS = {"groq": {"requests": 86_400, "tokens": 60}}
-SERVER = {"host": "127.0.0.1", "port": 5432, "user": "root", "timeout": 2}
-
-
-async def _execute(statement: str) -> None:
-    connection = await asyncpg.connect(**SERVER, database="postgres")
-    try:
-        await connection.execute(statement)
-    finally:
-        await connection.close()
-
-
-def _reachable() -> list[str]:
-    try:
-        asyncio.run(_execute("SELECT 1"))
-    except (OSError, asyncpg.PostgresError):
-        return ["sqlite"]
-    return ["sqlite", "postgresql"]
-
-
-REACHABLE = _reachable()
-"""The databases that there are here; PostgreSQL need not be."""
-
-
-def _url(database: str) -> str:
-    return f"postgresql+asyncpg://root@127.0.0.1:5432/{database}"
 
 
 @pytest.fixture(scope="session")
@@ -56,12 +31,18 @@ def template() -> Iterator[str]:
         yield ""
         return
     name = f"tollkeeper_{secrets.token_hex(6)}"
-    asyncio.run(_execute(f"CREATE DATABASE {name}"))
+    asyncio.run(execute(f"CREATE DATABASE {name}"))
     try:
-        asyncio.run(migrate(parse(_url(name))))
+        asyncio.run(migrate(parse(address(name))))
         yield name
     finally:
-        asyncio.run(_execute(f"DROP DATABASE {name}"))
+        asyncio.run(execute(f"DROP DATABASE {name}"))
+
+
+@pytest.fixture(scope="session")
+def like(migrated: Path, template: str) -> dict[str, str | Path]:
+    """What a database of each kind begins with, to be at the newest revision."""
+    return {"sqlite": migrated, "postgresql": template}
 
 
 @pytest.fixture
@@ -80,32 +61,17 @@ async def store(path: Path) -> AsyncIterator[Store]:
 @pytest.fixture(params=REACHABLE)
 async def empty(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
     """The address of a database without any table, on each kind of database in turn."""
-    if request.param == "sqlite":
-        yield f"sqlite+aiosqlite:///{tmp_path}/new.db"
-        return
-    name = f"tollkeeper_{secrets.token_hex(6)}"
-    await _execute(f"CREATE DATABASE {name}")
-    try:
-        yield _url(name)
-    finally:
-        await _execute(f"DROP DATABASE {name}")
+    async with database(request.param, tmp_path) as url:
+        yield url
 
 
 @pytest.fixture(params=REACHABLE)
-async def either(request: pytest.FixtureRequest, path: Path, template: str) -> AsyncIterator[Store]:
+async def either(
+    request: pytest.FixtureRequest, tmp_path: Path, like: dict[str, str | Path]
+) -> AsyncIterator[Store]:
     """A store on each kind of database in turn."""
-    if request.param == "sqlite":
-        made = Store(f"sqlite+aiosqlite:///{path}", windows=WINDOWS)
+    async with database(request.param, tmp_path, like[request.param]) as url:
+        made = Store(url, windows=WINDOWS)
         await made.open()
         yield made
         await made.close()
-        return
-    name = f"tollkeeper_{secrets.token_hex(6)}"
-    await _execute(f"CREATE DATABASE {name} TEMPLATE {template}")
-    made = Store(_url(name), windows=WINDOWS)
-    try:
-        await made.open()
-        yield made
-    finally:
-        await made.close()
-        await _execute(f"DROP DATABASE {name}")

@@ -17,7 +17,7 @@ from proxy.store import formats
 from proxy.store.engine import Store
 from proxy.store.formats import ExportError
 from proxy.store.tables import api_calls, daily_costs, metadata
-from tests.store.databases import SERVER, database, reachable
+from tests.store.databases import REACHABLE, SERVER, database
 from tests.store.reading import AVAILABLE, read, writable
 from tests.store.rows import call
 from tests.store.stories import NOON, everything
@@ -31,10 +31,16 @@ HARD = [
 ]
 
 
-@pytest.fixture(params=reachable())
-async def stores(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[list[Store]]:
+@pytest.fixture(params=REACHABLE)
+async def stores(
+    request: pytest.FixtureRequest, tmp_path: Path, like: dict[str, str | Path]
+) -> AsyncIterator[list[Store]]:
     """A store with rows in every table, and an empty one."""
-    async with database(request.param, tmp_path) as full, database(request.param, tmp_path) as new:
+    kind = request.param
+    async with (
+        database(kind, tmp_path, like[kind]) as full,
+        database(kind, tmp_path, like[kind]) as new,
+    ):
         made = [Store(full), Store(new)]
         for store in made:
             await store.open()

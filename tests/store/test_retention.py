@@ -15,7 +15,7 @@ from proxy.store.archive import Archive, ArchiveError
 from proxy.store.engine import Store
 from proxy.store.tables import api_calls, metadata
 from proxy.types import CallRecord, SwitchRecord
-from tests.store.databases import database, reachable
+from tests.store.databases import REACHABLE, database
 from tests.store.reading import read
 from tests.store.rows import call, rows
 from tests.store.stories import NOON, everything
@@ -123,7 +123,7 @@ def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Archive:
     return Archive(tmp_path / "archive")
 
 
-@pytest.mark.parametrize("kind", reachable())
+@pytest.mark.parametrize("kind", REACHABLE)
 async def test_whole_days_are_in_their_files_before_they_go(
     kind: str, tmp_path: Path, archive: Archive
 ) -> None:
