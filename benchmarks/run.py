@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -20,12 +21,13 @@ from typing import Any
 import spy
 from lab import Door, Gateway, Lab
 from measure import WORKLOADS, Loader, Row, Workload, mirrored, take_round
-from process import Process
+from process import Process, cores, tool
 from report import Report, facts
 
 HERE = Path(__file__).resolve().parent
 BY_NAME = {workload.name: workload for workload in WORKLOADS}
 IDLE = "idle"
+CHOOSE = "choose"
 IDLE_SECONDS = 3
 SOAK_STOPS = (0.1, 0.5, 1.0)
 """Shares of the soak after which memory is read: 20,000, 100,000 and 200,000 of 200,000."""
@@ -141,13 +143,13 @@ class Bench:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure the gateway beside nginx.")
     parser.add_argument("--seconds", type=float, default=5, help="of load for each server")
-    parser.add_argument("--only", default="", help=f"of: {', '.join([*BY_NAME, IDLE])}")
+    parser.add_argument("--only", default="", help=f"of: {', '.join([*BY_NAME, IDLE, CHOOSE])}")
     parser.add_argument("--soak", type=int, default=0, metavar="REQUESTS")
     parser.add_argument("--write", action="store_true", help="put the table into README.md")
     parser.add_argument("--profile", nargs="?", const="json-64", choices=list(BY_NAME))
     given = parser.parse_args()
-    given.only = given.only.split(",") if given.only else [*BY_NAME, IDLE]
-    if unknown := set(given.only) - {*BY_NAME, IDLE}:
+    given.only = given.only.split(",") if given.only else [*BY_NAME, IDLE, CHOOSE]
+    if unknown := set(given.only) - {*BY_NAME, IDLE, CHOOSE}:
         parser.error(f"unknown workload: {', '.join(sorted(unknown))}")
     return given
 
@@ -161,14 +163,24 @@ def run_profile(bench: Bench, workload: Workload) -> None:
     say(spy.profile(bench.gateway.process.pid, load, bench.lab.folder, bench.lab.back))
 
 
+def choosing() -> str:
+    """What choosing a key costs, measured in a process of its own on the gateway's core."""
+    core = str(cores()[0])
+    command = ["taskset", "-c", core, tool("python") or sys.executable, str(HERE / "choose.py")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    return done.stdout.strip()
+
+
 def run_workloads(bench: Bench, given: argparse.Namespace) -> bool:
     if not bench.lab.tls_port:
         bench.note("Left out for want of nginx or openssl: the floor, or the upstream with TLS.")
+    if CHOOSE in given.only:
+        bench.note(f"{choosing()} (at most 5).")
     if IDLE in given.only:
         bench.idle()
     bench.warm_up()
     for name in given.only:
-        if name != IDLE and bench.door("gateway", BY_NAME[name].upstream):
+        if name in BY_NAME and bench.door("gateway", BY_NAME[name].upstream):
             bench.measure(BY_NAME[name], given.seconds)
     return bench.parity()
 

@@ -114,7 +114,7 @@ class KeyPool:
         while keys:
             key = keys[0] if len(keys) == 1 else self._choose(keys, model, now, session, stream)
             counters = self.counters.of(key.name, key.quota_group, model)
-            full = _full(counters, now, tokens)
+            full = _admit(counters, now, tokens)
             if full is None:
                 return self._take(key, model, now, counters, tokens, session, stream)
             keys = [other for other in keys if other is not key]
@@ -223,8 +223,7 @@ class KeyPool:
         session: str | None,
         stream: bool,
     ) -> KeyLease:
-        for counter in counters:
-            counter.take(now, tokens)
+        """``counters`` have counted the call already."""
         key.in_flight += 1
         key.tried += 1
         key.load = key.in_flight / key.weight
@@ -251,7 +250,7 @@ class KeyPool:
             if key.disabled or name in tried or self.rests.wait(name, group, model, now) > 0:
                 continue
             counters = self.counters.of(name, group, model)
-            if _full(counters, now, tokens) is None:
+            if _admit(counters, now, tokens) is None:
                 lease = self._take(key, model, now, counters, tokens, session, stream)
                 lease.lifts = self.rests.scout(name, group, model, now)
                 return lease
@@ -379,9 +378,11 @@ def _stride(strategy: KeyStrategy, key: Key) -> float:
     return 1.0 if strategy == "round_robin" else 1.0 / key.weight
 
 
-def _full(counters: tuple[Counter, ...], now: float, tokens: int) -> Counter | None:
-    """The first counter that has no room for a call."""
-    for counter in counters:
-        if counter.wait(now, tokens) > 0:
+def _admit(counters: tuple[Counter, ...], now: float, tokens: int) -> Counter | None:
+    """Count a call, unless a counter has no room for it: then that one, and nothing is counted."""
+    for place, counter in enumerate(counters):
+        if counter.admit(now, tokens):
+            for counted in counters[:place]:
+                counted.undone(now, tokens)
             return counter
     return None

@@ -61,6 +61,10 @@ class Counter(Protocol):
         """The call goes."""
         ...
 
+    def admit(self, now: float, tokens: int) -> float:
+        """``wait``, and ``take`` if that is 0.0: in one step, since every request pays for it."""
+        ...
+
     def ended(self, taken: float, expected: int, used: int | None) -> None:
         """The call that was taken at ``taken`` has ended; ``used`` tokens, None if unknown."""
         ...
@@ -128,6 +132,18 @@ class Sliding:
             self.used += cost
         else:
             self.add(now, cost)
+
+    def admit(self, now: float, tokens: int) -> float:
+        cost = tokens if self._by_tokens else 1
+        used = self.used + cost
+        if self.blocked_until <= now < self._step_ends and now < self._stale and used <= self.room:
+            self._counts[-1][1] += cost
+            self.used = used
+            return 0.0
+        wait = self.wait(now, tokens)
+        if not wait:
+            self.take(now, tokens)
+        return wait
 
     def ended(self, taken: float, expected: int, used: int | None) -> None:
         if self._by_tokens and used is not None and used != expected:
@@ -203,6 +219,13 @@ class Daily(Sliding):
     def take(self, now: float, tokens: int) -> None:
         self.used += tokens if self._by_tokens else 1
 
+    def admit(self, now: float, tokens: int) -> float:
+        used = self.used + (tokens if self._by_tokens else 1)
+        if self.blocked_until <= now < self._stale and used <= self.room:
+            self.used = used
+            return 0.0
+        return super().admit(now, tokens)
+
     def add(self, when: float, count: int) -> None:
         if when >= self._begins:
             self.used = max(0, self.used + count)
@@ -249,6 +272,12 @@ class Slots:
     def take(self, now: float, tokens: int) -> None:
         self.used += 1
 
+    def admit(self, now: float, tokens: int) -> float:
+        if self.used < self.amount:
+            self.used += 1
+            return 0.0
+        return SOON
+
     def ended(self, taken: float, expected: int, used: int | None) -> None:
         self.used -= 1
 
@@ -263,10 +292,11 @@ class Told:
     admitted long before (https://console.groq.com/docs/rate-limits).
     """
 
-    __slots__ = ("_at", "_heard", "_level", "_limit", "_rate", "kind")
+    __slots__ = ("_at", "_by_tokens", "_heard", "_level", "_limit", "_rate", "kind")
 
     def __init__(self, kind: Literal["requests", "tokens"]) -> None:
         self.kind = kind
+        self._by_tokens = kind == "tokens"
         self._limit = 0
         self._level = 0.0  # what was left at ``_at``
         self._rate = 0.0  # what comes back in a second; 0.0 as long as nobody has told
@@ -297,19 +327,30 @@ class Told:
         return self._limit, used, used / self._rate if self._rate else 0.0
 
     def wait(self, now: float, tokens: int) -> float:
-        cost = min(tokens, self._limit) if self.kind == "tokens" else 1
+        cost = min(tokens, self._limit) if self._by_tokens else 1
         lacking = cost - self._now(now)
         return lacking / self._rate if lacking > 1e-9 and self._rate else 0.0
 
     def take(self, now: float, tokens: int) -> None:
-        cost = tokens if self.kind == "tokens" else 1
+        cost = tokens if self._by_tokens else 1
         self._level, self._at = max(0.0, self._now(now) - cost), now
+
+    def admit(self, now: float, tokens: int) -> float:
+        level = self._level + (now - self._at) * self._rate
+        level = min(level, self._limit) - (tokens if self._by_tokens else 1)
+        if level >= 0:
+            self._level, self._at = level, now
+            return 0.0
+        wait = self.wait(now, tokens)
+        if not wait:
+            self.take(now, tokens)
+        return wait
 
     def ended(self, taken: float, expected: int, used: int | None) -> None:
         pass  # the answer has told
 
     def undone(self, taken: float, expected: int) -> None:
-        self._level += expected if self.kind == "tokens" else 1
+        self._level += expected if self._by_tokens else 1
 
     def _now(self, now: float) -> float:
         return min(float(self._limit), self._level + (now - self._at) * self._rate)
