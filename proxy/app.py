@@ -278,7 +278,10 @@ class _Gateway:
                 settings.telemetry.privacy_level,
             ),
             limits=Limits(
-                settings.server.max_body, settings.server.body_timeout, settings.server.peek
+                settings.server.max_body,
+                settings.server.body_timeout,
+                settings.server.peek,
+                settings.server.on_disconnect,
             ),
             start=tasks.create_task,
             refresh_models=self._refresh_models,

@@ -20,6 +20,8 @@ from pydantic import (
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h)?", re.ASCII)
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMG]i?)?B?", re.ASCII | re.IGNORECASE)
+LONGEST_DRAIN = 600.0
+"""Seconds that an answer is read on at most for a client that has left."""
 _PASSWORD = re.compile(r"://[^/?#]*?:([^/?#]+)@|[?&]password=([^&#]+)")
 _BYTES = {"k": 1000, "m": 1000**2, "g": 1000**3, "ki": 1024, "mi": 1024**2, "gi": 1024**3}
 
@@ -32,6 +34,24 @@ def _seconds(value: Any) -> Any:
     elif isinstance(value, int | float) and not isinstance(value, bool):
         return value
     raise ValueError("must be a duration such as 8s, 500ms or 2m, or a number of seconds")
+
+
+def _drain(value: Any) -> float:
+    """``cancel``, ``drain`` or ``drain_for 5s``, as the seconds that are meant."""
+    if isinstance(value, str):
+        mode, _, span = value.strip().lower().replace(":", " ", 1).partition(" ")
+        value = mode if not span.strip() else {mode: span}
+    match value:
+        case "cancel":
+            return 0.0
+        case "drain":
+            return LONGEST_DRAIN
+        case {"drain_for": span, **others} if not others:
+            seconds = float(_seconds(span))
+            if 0 <= seconds <= LONGEST_DRAIN:
+                return seconds
+            raise ValueError("drain_for must be between 0s and 10m")
+    raise ValueError("must be cancel, drain, or drain_for and a duration such as drain_for 5s")
 
 
 def _bytes(value: Any) -> Any:
@@ -122,6 +142,7 @@ def target(value: str) -> str:
 _Duration = Annotated[float, BeforeValidator(_seconds), Field(allow_inf_nan=False, le=86_400)]
 Seconds = Annotated[_Duration, Field(ge=0)]
 Positive = Annotated[_Duration, Field(gt=0)]
+Drain = Annotated[float, BeforeValidator(_drain)]
 Bytes = Annotated[int, BeforeValidator(_bytes), Field(gt=0)]
 Whole = Annotated[int, BeforeValidator(_number)]
 Weight = Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False)]

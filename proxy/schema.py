@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from proxy.fields import (
     AccountId,
     Bytes,
+    Drain,
     Lower,
     Name,
     Part,
@@ -60,6 +61,8 @@ class ServerSettings(Part):
     max_body: Bytes = 20 * 1024 * 1024
     drain: Seconds = 8.0
     """How long calls in flight may go on once the gateway is told to stop."""
+    on_disconnect: Drain = 3.0
+    """How long an answer is read on, to its usage, once its client has left; 0: not at all."""
     body_timeout: Positive = 30.0
     """A request whose body has not arrived by then is answered with 408."""
     peek: Seconds = 2.0

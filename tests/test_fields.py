@@ -46,6 +46,44 @@ def test_where_nothing_makes_no_sense_a_duration_is_positive(value: Any) -> None
 
 
 @pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("cancel", 0),
+        ("drain", fields.LONGEST_DRAIN),
+        (" Drain ", fields.LONGEST_DRAIN),
+        ("drain_for 5s", 5),
+        ("drain_for: 500ms", 0.5),
+        ("drain_for 2", 2),
+        ({"drain_for": "5s"}, 5),
+        ({"drain_for": 0}, 0),
+        ("drain_for 10m", 600),
+    ],
+)
+def test_a_drain_is_how_long_an_answer_is_read_on(text: Any, seconds: float) -> None:
+    assert checked(fields.Drain, text) == seconds
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        *((text, "must be cancel, drain, or drain_for and") for text in ("", "5s", 5, True, None)),
+        *((text, "must be cancel, drain, or drain_for and") for text in ("drain 5s", "wait", [])),
+        ("drain_for", "must be cancel, drain, or drain_for and"),
+        ({"drain_for": 1, "more": 2}, "must be cancel, drain, or drain_for and"),
+        ({}, "must be cancel, drain, or drain_for and"),
+        ("drain_for soon", "must be a duration"),
+        ({"drain_for": None}, "must be a duration"),
+        ("drain_for -1s", "must be a duration"),
+        ({"drain_for": -1}, "drain_for must be between 0s and 10m"),
+        ("drain_for 11m", "drain_for must be between 0s and 10m"),
+        ({"drain_for": float("nan")}, "drain_for must be between 0s and 10m"),
+    ],
+)
+def test_what_is_no_drain_is_refused(text: Any, words: str) -> None:
+    assert refused(fields.Drain, text).startswith(words)
+
+
+@pytest.mark.parametrize(
     ("text", "size"),
     [
         ("20MiB", 20 * 1024**2),

@@ -15,6 +15,7 @@ import msgspec
 from proxy.clock import monotonic, now_ms
 from proxy.errors import ErrorReason, GatewayError
 from proxy.metering import estimate
+from proxy.metering.departure import Departure
 from proxy.metering.pricing import Quote
 from proxy.metering.tap import StreamTap, Tap
 from proxy.redact import shorten
@@ -22,6 +23,7 @@ from proxy.types import CallRecord, Fault, Target, Usage
 
 MAX_METADATA = 4096
 """Bytes of JSON in ``metadata``."""
+LEFT = "the client left"
 _TIMEOUTS = {ErrorReason.TIMEOUT}
 
 
@@ -68,7 +70,10 @@ class Books(msgspec.Struct, frozen=True):
 
 
 class Attempt:
-    """One try of one target with one key, from asking for the key to the last byte."""
+    """One try of one target with one key, from asking for the key to the last byte.
+
+    ``left`` is there from when its client has left while the upstream was at work on it.
+    """
 
     def __init__(self, number: int, target: Target, began: float, *, leased: float) -> None:
         self.number = number
@@ -87,7 +92,13 @@ class Attempt:
         self.normalise: Callable[[Mapping[str, Any]], Usage] | None = None
         self.fault: Fault | None = None
         self.total_tokens: int | None = None  # known once its record is made
+        self.left: Departure | None = None
+        self.out = False
         self.called = True  # False: stands for a request that was refused before any attempt
+
+    def went_out(self) -> None:
+        """The request is on its way: from now on it may be executed, and billed."""
+        self.out = True
 
 
 class Meter:
@@ -124,6 +135,15 @@ class Meter:
         self.last = Attempt(self.attempts, target, asked_at, leased=monotonic())
         return self.last
 
+    def leave(self) -> bool:
+        """The client has left. True if an upstream is at work for it that has not told all: that
+        may be read on, and whatever comes, the call was cancelled."""
+        last = self.last
+        if last is None or last.ended is not None or not last.out:
+            return False
+        last.left = Departure.of(last.tap)
+        return last.left is not None
+
     def close(
         self,
         status: str | None,
@@ -141,6 +161,9 @@ class Meter:
         if attempt is None:
             self._reject(status, client_status, reason, message, now)
             return
+        if attempt.left is not None:
+            status, client_status = "cancelled", 499
+            reason, message = ErrorReason.CLIENT_CLOSED, LEFT
         if reason is not None:
             attempt.fault = Fault(reason, message or "", status=attempt.http_status)
         self._write(attempt, final=True, status=status, client_status=client_status, ended=now)
@@ -285,13 +308,15 @@ def _usage(attempt: Attempt, status: str, asked: Asked) -> tuple[Usage | None, s
         return None, "none"
     if tap.usage is not None and attempt.normalise is not None:
         usage = attempt.normalise(tap.usage)
-        if status == "cancelled" and (usage.output_tokens or 0) < tap.seen_tokens:
+        drained = attempt.left is not None and attempt.left.gained(tap)
+        final = drained and tap.complete and usage.output_tokens
+        if status == "cancelled" and not final and (usage.output_tokens or 0) < tap.seen_tokens:
             # Usage that grows with the stream (Gemini) or starts at zero stops where we stopped.
             given, seen = usage.input_tokens, tap.seen_tokens
             total = given + seen if given is not None else None
             usage = msgspec.structs.replace(usage, output_tokens=seen, total_tokens=total)
             return usage, "estimated"
-        return usage, "provider"
+        return usage, "drained" if drained else "provider"
     if not tap.seen_tokens:
         return None, "none"
     prompt = estimate.prompt_tokens(asked.prompt_length, asked.message_count)
@@ -310,7 +335,7 @@ def _speed(tap: StreamTap | None, usage: Usage | None, source: str) -> float | N
     if tap.first_token is None or tap.last_token is None:
         return None
     streamed = usage.output_tokens - (usage.hidden_tokens or 0)
-    if not tap.saw_reasoning and source == "provider" and usage.hidden_tokens is None:
+    if not tap.saw_reasoning and source != "estimated" and usage.hidden_tokens is None:
         streamed -= usage.reasoning_tokens or 0
     seconds = tap.last_token - tap.first_token
     if streamed < 2 or seconds <= 0:

@@ -44,6 +44,11 @@ class Tap:
         self.gaps = array("d")
         self.max_gap: float | None = None
 
+    @property
+    def complete(self) -> bool:
+        """Whether the answer came to its own end."""
+        return self.finish_reason is not None
+
     def note(self, answer: Answer) -> None:
         """Keep what any chunk or body may carry beside its choices."""
         if answer.error and self.error is None:

@@ -55,6 +55,7 @@ class Transport(httpx.AsyncBaseTransport):
 
     Timeouts are read from ``request.extensions["timeout"]``, in seconds: ``connect``,
     ``first_byte`` (from sending to the head of the answer) and ``read`` (between two chunks).
+    ``request.extensions["sent"]``, if there, is called when there is a connection to send on.
     Failures are httpx's: ConnectError, ConnectTimeout, ReadError, ReadTimeout and
     RemoteProtocolError; LocalProtocolError for a request that could smuggle another.
     """
@@ -75,12 +76,15 @@ class Transport(httpx.AsyncBaseTransport):
             content = await request.aread()
         payload = serialise(request, content)
         connection = self._take_idle(origin)
+        sent = request.extensions.get("sent", _nobody)
         if connection is not None:
             try:
+                sent()
                 return await connection.exchange(payload, waits)
             except _Stale:
                 pass
         connection = await self._connect(origin, waits.get("connect"))
+        sent()
         return await connection.exchange(payload, waits)
 
     async def aclose(self) -> None:
@@ -351,6 +355,10 @@ class _Connection(asyncio.Protocol):
         elif body is not None:
             body.complete(error)
         self.abort()
+
+
+def _nobody() -> None:
+    """Who wants to know that a request was sent, if nobody does."""
 
 
 def _reason(exc: Exception) -> str:

@@ -1,7 +1,7 @@
 """Noticing that a client has left.
 
 A server's ``send`` is silent after the client has gone, so somebody must listen for it: a task
-beside the one that serves, which it cancels.
+beside the one that serves, which it cancels, at once or once nothing more is to be read.
 """
 
 from __future__ import annotations
@@ -12,11 +12,19 @@ from typing import Any
 
 
 class ClientWatch:
-    """Cancels the task that began it when the client leaves; then ``gone`` is true."""
+    """Cancels the task that began it when the client leaves; then ``gone`` is true.
 
-    def __init__(self, receive: Callable[[], Awaitable[MutableMapping[str, Any]]]) -> None:
+    ``linger`` is called when it leaves, and the task goes on until that returns.
+    """
+
+    def __init__(
+        self,
+        receive: Callable[[], Awaitable[MutableMapping[str, Any]]],
+        linger: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
         self.gone = False
         self._receive = receive
+        self._linger = linger
         self._served: asyncio.Task[Any] | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -33,6 +41,10 @@ class ClientWatch:
     async def _listen(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
+        if self._served is None:
+            return
+        self.gone = True
+        if self._linger is not None:
+            await self._linger()
         if self._served is not None:
-            self.gone = True
             self._served.cancel()

@@ -63,7 +63,7 @@ async def exchange(
     if lease.key.secret is not None:
         attempt.key_id, attempt.account = lease.key.name, lease.key.quota_group
     attempt.normalise = provider.dialect.usage
-    request = _request(call, target, provider, lease)
+    request = _request(call, target, provider, lease, attempt)
     response: httpx.Response | None = None
     outbound: Outbound | None = None
     kept = False
@@ -104,7 +104,9 @@ async def exchange(
                 await response.aclose()
 
 
-def _request(call: Call, target: Target, provider: Provider, lease: KeyLease) -> httpx.Request:
+def _request(
+    call: Call, target: Target, provider: Provider, lease: KeyLease, attempt: Attempt
+) -> httpx.Request:
     dialect = provider.dialect
     url = provider.url(call.operation)
     passed = [
@@ -130,7 +132,7 @@ def _request(call: Call, target: Target, provider: Provider, lease: KeyLease) ->
         url,
         headers=headers,
         stream=httpx.ByteStream(call.inbound.edited(target.model, provider.include_usage)),
-        extensions={"timeout": waits},
+        extensions={"timeout": waits, "sent": attempt.went_out},
     )
 
 

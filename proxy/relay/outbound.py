@@ -20,6 +20,7 @@ from proxy.errors import ErrorReason, GatewayError
 from proxy.metering.meter import Attempt
 from proxy.metering.rewrite import model_rewriter
 from proxy.metering.tap import BodyTap, StreamTap
+from proxy.relay.inbound import ClientGone
 from proxy.routing.keypool import KeyLease
 from proxy.types import Fault, Headers
 
@@ -28,6 +29,9 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 STOPPED = "the gateway was stopped"
 MAX_HELD = 8 * 1024 * 1024
 """Bytes of a JSON answer that are held to see it whole; a longer one goes out as it comes."""
+
+MAX_DRAINED = 8 * 1024 * 1024
+"""Bytes that are read on for a client that has left."""
 
 PASSED = frozenset(
     (
@@ -67,6 +71,7 @@ class Outbound:
         self._chunks = aiter(response.stream)  # type: ignore[arg-type]
         self._held: list[bytes] = []
         self._size = 0
+        self._drained = 0  # bytes read since the client left
         self._ended = False
         self._passed: Headers = []
         kind = b""
@@ -100,7 +105,7 @@ class Outbound:
         """Hold what comes until it is known to be an answer; the fault if it is none.
 
         A stream is held until its first meaningful event, for ``seconds`` at most; a JSON body
-        until it is whole. Raises what reading raises.
+        until it is whole. Raises what reading raises, and ClientGone as ``deliver``.
         """
         tap = self.tap
         if isinstance(tap, BodyTap):
@@ -127,7 +132,8 @@ class Outbound:
         """Send head, what was held, and the rest as it comes; False if the stream broke off.
 
         The body's end is sent only for an answer that is whole. What went wrong is told to the
-        client by an error event, and left in ``attempt.fault``.
+        client by an error event, and left in ``attempt.fault``. ClientGone: the client has left,
+        and more than ``MAX_DRAINED`` came since.
         """
         self.started = True
         headers += self._passed
@@ -144,6 +150,8 @@ class Outbound:
                 data = tap.feed(chunk, monotonic())
                 if data:
                     await send({"type": "http.response.body", "body": data, "more_body": True})
+                if self.attempt.left is not None:
+                    self._drain(chunk)
             cut = None
         except httpx.HTTPError as exc:
             cut = fault_of(exc, sent=True)
@@ -181,7 +189,15 @@ class Outbound:
         data = self.tap.feed(chunk, monotonic())
         self._held.append(data)
         self._size += len(data)
+        if self.attempt.left is not None:
+            self._drain(chunk)
         return True
+
+    def _drain(self, chunk: bytes) -> None:
+        """Count what is read for the books alone."""
+        self._drained += len(chunk)
+        if self._drained > MAX_DRAINED:
+            raise ClientGone
 
     def _judge_body(self, tap: BodyTap) -> Fault | None:
         tap.finish()

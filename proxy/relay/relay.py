@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
+from functools import partial
 from typing import Any
 
 import httpx
@@ -17,11 +18,12 @@ import msgspec
 from proxy.clock import monotonic, now_ms
 from proxy.errors import ErrorReason, GatewayError
 from proxy.metering import estimate
-from proxy.metering.meter import Books, Meter
+from proxy.metering.meter import LEFT, Books, Meter
 from proxy.providers.base import Provider
 from proxy.relay.attribution import attribution
 from proxy.relay.claims import Claims
 from proxy.relay.client import ClientWatch
+from proxy.relay.drains import Drains
 from proxy.relay.exchange import Call, exchange
 from proxy.relay.exhausted import exhausted
 from proxy.relay.inbound import ClientGone, Inbound, content_length, parse, read_body
@@ -37,15 +39,17 @@ from proxy.types import Action, Caller, Demand, Fault, Headers, Operation, Targe
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
-_LEFT = "the client left"
-
 
 class Limits(msgspec.Struct, frozen=True):
-    """How much a client may send and how long may be waited. Bytes and seconds."""
+    """How much a client may send and how long may be waited. Bytes and seconds.
+
+    ``drain`` is how long an answer is read on after its client has left.
+    """
 
     max_body: int
     body_timeout: float
     peek: float
+    drain: float = 0.0
 
 
 class Routes(msgspec.Struct, frozen=True):
@@ -87,6 +91,7 @@ class Relay:
         self._transport = transport
         self._books = books
         self._limits = limits
+        self._drains = Drains(limits.drain)
         self._start = start
         self._refresh_models = refresh_models
         self._broken = broken
@@ -101,7 +106,7 @@ class Relay:
             self._books, request_id, scope["path"], caller.client_id, who, scope["started"]
         )
         self.in_flight += 1
-        watch = ClientWatch(receive)
+        watch = ClientWatch(receive, partial(self._drains.linger, meter))
         outbound: Outbound | None = None
         try:
             body = await read_body(
@@ -123,7 +128,7 @@ class Relay:
             error.message = self._books.redact(error.message)  # it may quote the provider
             await send_error(send, error, _answer_headers(meter))
         except ClientGone:
-            meter.close(None, 499, reason=ErrorReason.CLIENT_CLOSED, message=_LEFT)
+            meter.close(None, 499, reason=ErrorReason.CLIENT_CLOSED, message=LEFT)
         except asyncio.CancelledError:
             if outbound is not None and outbound.told_all:
                 meter.close("success", outbound.status)
@@ -132,7 +137,7 @@ class Relay:
                 meter.close("error", status, reason=ErrorReason.INTERRUPTED, message=STOPPED)
                 await interrupt(send, outbound, _answer_headers(meter))
                 raise
-            meter.close("cancelled", 499, reason=ErrorReason.CLIENT_CLOSED, message=_LEFT)
+            meter.close("cancelled", 499, reason=ErrorReason.CLIENT_CLOSED, message=LEFT)
         except Exception as exc:
             self._broken(exc, request_id, scope["path"])
             meter.close("error", 500, reason=ErrorReason.INTERNAL, message=type(exc).__name__)
@@ -282,6 +287,8 @@ class Relay:
                 attempt.fault = found
                 lease.used = None if found.executed else 0
                 _learn(lease, found)
+                if attempt.left is not None:
+                    raise ClientGone  # for whom there is no other try
             return found
         finally:
             if not isinstance(found, Outbound):

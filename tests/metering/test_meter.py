@@ -493,3 +493,78 @@ def test_the_heads_limits_travel_with_the_row(bench: Bench) -> None:
     bench.meter.close("success", 200)
     assert bench.row.rate_headers == attempt.rate_headers
     assert (bench.row.http_status, bench.row.upstream_request_id) == (200, "up-1")
+
+
+# Clients that leave.
+
+
+def leave(bench: Bench, *events: bytes, then: tuple[bytes, ...] = ()) -> CallRecord:
+    """The row of a client that left after some events, and was read on for others."""
+    attempt = bench.stream(*events)
+    attempt.ended = None
+    attempt.went_out()
+    assert bench.meter.leave()
+    for each in then:
+        assert attempt.tap is not None
+        attempt.tap.feed(each, bench.clock.now)
+    bench.meter.close("success", 200)
+    return bench.row
+
+
+@pytest.mark.parametrize(
+    ("before", "then", "tokens", "source"),
+    [
+        ((), (word(), event(finish="stop"), usage_event(9, 50)), 50, "drained"),
+        ((word(),), (event(finish="stop"), usage_event(9, 50)), 50, "drained"),
+        # The provider's word beats an estimate of what was seen, if it is the last one.
+        ((word(), word(), word()), (event(finish="stop"), usage_event(9, 2)), 2, "drained"),
+        ((word(), usage_event(9, 50)), (word(),), 50, "provider"),
+        ((word(),), (usage_event(9, 1), word(), word()), 3, "estimated"),  # it was growing
+        ((usage_event(9, 0),), (word(), event(finish="stop")), 1, "estimated"),
+        ((), (usage_event(9, 0), word(), event(finish="stop")), 1, "estimated"),
+        ((word(),), (word(),), 2, "estimated"),
+        ((), (), None, "none"),
+    ],
+)
+def test_what_was_read_after_the_client_left_is_drained(
+    bench: Bench, before: tuple[bytes, ...], then: tuple[bytes, ...], tokens: int, source: str
+) -> None:
+    row = leave(bench, *before, then=then)
+    assert (row.output_tokens, row.usage_source) == (tokens, source)
+
+
+@pytest.mark.parametrize("end", [*ENDS.values()], ids=[*ENDS])
+def test_however_a_drain_ends_its_call_was_cancelled(bench: Bench, end: Any) -> None:
+    bench.attempt().went_out()
+    assert bench.meter.leave()
+    end[0](bench.meter)
+    row = bench.row
+    assert (row.status, row.client_status, row.is_final) == ("cancelled", 499, True)
+    assert (row.error_reason, row.error_message) == ("client_closed", "the client left")
+
+
+def test_there_is_nothing_to_read_on_where_no_upstream_is_at_work(bench: Bench) -> None:
+    assert not bench.meter.leave()  # no attempt was made
+    bench.attempt()
+    assert not bench.meter.leave()  # it waits for a connection
+    bench.stream(word(), event(finish="stop")).went_out()
+    assert not bench.meter.leave()  # it has ended
+    attempt = bench.stream(word(), b"data: [DONE]\n\n")
+    attempt.went_out()
+    attempt.ended = None
+    assert not bench.meter.leave()  # it has told all
+    bench.meter.close("success", 200)
+    assert bench.records[-1].status == "success"
+
+
+def test_a_drained_stream_s_speed_leaves_thoughts_out(bench: Bench, clock: Clock) -> None:
+    usage = {"prompt_tokens": 1, "completion_tokens": 13, "total_tokens": 14}
+    usage["completion_tokens_details"] = {"reasoning_tokens": 10}  # type: ignore[assignment]
+    attempt = bench.stream(word(), 2.0, word())
+    attempt.ended = None
+    attempt.went_out()
+    assert bench.meter.leave()
+    assert attempt.tap is not None
+    attempt.tap.feed(event(finish="stop", usage=usage), clock.now)
+    bench.meter.close("success", 200)
+    assert (bench.row.usage_source, bench.row.tokens_per_second) == ("drained", 1.0)

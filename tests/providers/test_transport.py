@@ -328,3 +328,20 @@ async def test_a_server_that_closes_at_once_is_no_hang(client: Transport) -> Non
             with pytest.raises(httpx.NetworkError):
                 await fetch(client, post(server.url))
         assert server.requests == []
+
+
+async def test_that_a_request_goes_out_is_told_once_there_is_a_connection(
+    client: Transport,
+) -> None:
+    told: list[str] = []
+    async with listening(always(OK)) as server:
+        for _ in range(2):  # on a new connection and on a kept one
+            request = post(server.url, b"1")
+            request.extensions["sent"] = lambda: told.append("sent")
+            assert await fetch(client, request) == b"ok"
+        assert told == ["sent"] * 2
+    request = post(server.url, b"1")  # where nobody listens any more
+    request.extensions["sent"] = lambda: told.append("sent")
+    with pytest.raises(httpx.ConnectError):
+        await client.handle_async_request(request)
+    assert told == ["sent"] * 2

@@ -68,3 +68,25 @@ async def test_a_watch_that_never_began_ends() -> None:
     watch = ClientWatch(Wire().receive)
     watch.end()
     assert not watch.gone
+
+
+async def test_a_call_may_go_on_for_a_while_without_its_client() -> None:
+    lingered = asyncio.Event()
+    watch = ClientWatch(Wire("http.disconnect").receive, lingered.wait)  # type: ignore[arg-type]
+    async with asyncio.TaskGroup() as tasks:
+        assert await served(watch, tasks.create_task, 0.02) == "done"
+    assert watch.gone
+    assert not lingered.is_set()
+
+
+async def test_a_call_without_its_client_is_cancelled_in_the_end() -> None:
+    async def linger() -> None:
+        await asyncio.sleep(0.01)
+
+    watch = ClientWatch(Wire("http.disconnect").receive, linger)
+    async with asyncio.TaskGroup() as tasks:
+        assert await served(watch, tasks.create_task) == "cancelled"
+        task = asyncio.current_task()
+        assert task is not None
+        task.uncancel()
+    assert watch.gone

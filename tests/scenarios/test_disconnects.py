@@ -1,4 +1,5 @@
-"""A client may leave at any moment: nothing goes on for it, and its row says what was seen."""
+"""A client may leave at any moment: with ``on_disconnect: cancel`` nothing goes on for it, and its
+row says what was seen."""
 
 from __future__ import annotations
 
@@ -39,7 +40,7 @@ async def place(
                 "two": lab(upstream.url, "sk-two-1", "sk-two-2"),
             },
             "prices": {"lab/json": {"input": 0.5, "output": 1.5}},
-            "server": {"peek": "100ms"},
+            "server": {"peek": "100ms", "on_disconnect": "cancel"},
         }
         async with running(tmp_path_factory.mktemp("disconnects"), config) as gateway:
             yield gateway, upstream

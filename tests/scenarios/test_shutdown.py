@@ -184,6 +184,28 @@ async def test_what_does_not_end_is_cut_and_kept_as_interrupted(
     assert "Traceback" not in said, said
 
 
+async def test_who_left_before_a_stop_is_read_on_until_its_end_at_most(
+    upstream: Upstream, tmp_path: Path
+) -> None:
+    parts = words("a", "b", "c")
+    upstream.by_model["slow"] = stream([*parts[:2], 0.5, *parts[2:]])
+    upstream.by_model["endless"] = stream(parts[:2], ends="hang")
+    async with process(tmp_path, upstream, drain="1s", on_disconnect="drain") as gateway:
+        for model in ("slow", "endless"):
+            line = await gateway.dial({"model": f"lab/{model}", "stream": True, **CHAT})
+            await line.until(parts[1])
+            await line.hang_up()
+        await asyncio.sleep(0.1)
+        gateway.signal()
+        said = "\n".join(await gateway.ended())
+        endless, slow = gateway.select("SELECT * FROM api_calls ORDER BY model")
+    assert {row["status"] for row in (slow, endless)} == {"cancelled"}
+    assert {row["client_status"] for row in (slow, endless)} == {499}
+    assert (slow["usage_source"], slow["output_tokens"]) == ("drained", 3)
+    assert (endless["usage_source"], endless["output_tokens"]) == ("estimated", 1)
+    assert "Traceback" not in said, said
+
+
 async def test_every_request_is_one_line_of_json_without_secret_or_prompt(
     upstream: Upstream, tmp_path: Path
 ) -> None:
