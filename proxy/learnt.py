@@ -85,11 +85,12 @@ class Counts:
     def news(self, pools: Iterable[KeyPool]) -> Iterator[CountRecord]:
         """Those that have changed since the last time."""
         now, at = monotonic(), now_ms()
+        before, self._told = self._told, {}  # those that the pools forget are forgotten here, too
         for record in [each for pool in pools for each in _counts(pool, now, at)]:
             owner = (record.provider, record.model, record.key_id, record.account)
             place, figures = (*owner, record.limit_type), (record.used, record.limit)
-            if self._told.get(place) != figures:
-                self._told[place] = figures
+            self._told[place] = figures
+            if before.get(place) != figures:
                 yield record
 
 
