@@ -353,7 +353,7 @@ def test_counts_of_models_that_are_forgotten_are_forgotten(clock: Clock) -> None
         world = World(clock, allowances=allowances)
         assert world.pool.lease(model, clock.now)
         assert [each.model for each in counts.news([world.pool])] == [model]
-    assert [place[1] for place in counts._told] == ["small"]
+    assert len(counts._told) == 1
 
 
 # A restart.
