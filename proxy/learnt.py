@@ -6,10 +6,11 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from proxy.clock import monotonic, now_ms
 from proxy.errors import ErrorReason
+from proxy.routing.counters import CONCURRENT, Owner
 from proxy.routing.events import Event, Lifted, Parked, Switched
 from proxy.routing.health import Turned
 from proxy.routing.keypool import KeyPool
-from proxy.routing.limits import DAY, MINUTE
+from proxy.routing.limits import DAY, MINUTE, Sliding, Slots
 from proxy.routing.rests import Place, Rest, state_of
 from proxy.store import breakers, rests
 from proxy.store.engine import Reader
@@ -80,17 +81,18 @@ class Counts:
     """What the configured limits have counted, as far as that is new."""
 
     def __init__(self) -> None:
-        self._told: dict[tuple[str, ...], tuple[int, int]] = {}
+        self._told: dict[tuple[str, str], tuple[int, int]] = {}
 
     def news(self, pools: Iterable[KeyPool]) -> Iterator[CountRecord]:
         """Those that have changed since the last time."""
         now, at = monotonic(), now_ms()
-        for record in [each for pool in pools for each in _counts(pool, now, at)]:
-            owner = (record.provider, record.model, record.key_id, record.account)
-            place, figures = (*owner, record.limit_type), (record.used, record.limit)
-            if self._told.get(place) != figures:
-                self._told[place] = figures
-                yield record
+        before, self._told = self._told, {}  # those that the pools forget are forgotten here, too
+        for pool in pools:
+            for owner, counter in pool.counters.counted():
+                place = (pool.provider, counter.name)
+                figures = self._told[place] = _figures(counter, now)
+                if before.get(place) != figures:
+                    yield _count(pool.provider, owner, counter, now, at)
 
 
 async def restore(connection: Reader, pools: Mapping[str, KeyPool]) -> None:
@@ -128,34 +130,33 @@ def _count_again(pool: KeyPool, use: Used, seconds: int, now: float, at: int) ->
     pool.counters.replay(seconds, owner, when, use.requests, use.tokens, now)
 
 
-def _counts(pool: KeyPool, now: float, at: int) -> Iterator[CountRecord]:
-    for (key, group, model), window in pool.counters.windows():
-        resets = window.resets(now)
-        yield CountRecord(
-            provider=pool.provider,
-            model=model,
-            key_id=key,
-            account=group,
-            limit_type=window.limit.type,
-            limit=window.limit.amount,
-            used=window.used,
-            window_seconds=window.limit.seconds,
-            reset=at + round(resets * 1000) if resets else None,
-            at=at,
-        )
-    for (key, group, model), slots in pool.counters.slots():
-        yield CountRecord(
-            provider=pool.provider,
-            model=model,
-            key_id=key,
-            account=group,
-            limit_type="concurrent",
-            limit=slots.amount,
-            used=slots.used,
-            window_seconds=None,
-            reset=None,
-            at=at,
-        )
+def _figures(counter: Sliding | Slots, now: float) -> tuple[int, int]:
+    """What is used by now, and of how much."""
+    if isinstance(counter, Slots):
+        return counter.used, counter.amount
+    counter.forget(now)
+    return counter.used, counter.limit.amount
+
+
+def _count(
+    provider: str, owner: Owner, counter: Sliding | Slots, now: float, at: int
+) -> CountRecord:
+    key, group, model = owner
+    used, limit = _figures(counter, now)
+    window = counter if isinstance(counter, Sliding) else None
+    resets = window.resets(now) if window is not None else 0
+    return CountRecord(
+        provider=provider,
+        model=model,
+        key_id=key,
+        account=group,
+        limit_type=window.limit.type if window is not None else CONCURRENT,
+        limit=limit,
+        used=used,
+        window_seconds=window.limit.seconds if window is not None else None,
+        reset=at + round(resets * 1000) if resets else None,
+        at=at,
+    )
 
 
 def _owner(place: Place, refused: str) -> tuple[str, str]:

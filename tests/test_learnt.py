@@ -347,6 +347,15 @@ def test_a_limit_that_was_changed_is_news(clock: Clock) -> None:
     assert [(each.limit, each.used) for each in counts.news([world.pool])] == [(20, 2)]
 
 
+def test_counts_of_models_that_are_forgotten_are_forgotten(clock: Clock) -> None:
+    allowances, counts = Allowances(models={"*": limited(rpm=10)}), Counts()
+    for model in ("big", "small"):
+        world = World(clock, allowances=allowances)
+        assert world.pool.lease(model, clock.now)
+        assert [each.model for each in counts.news([world.pool])] == [model]
+    assert len(counts._told) == 1
+
+
 # A restart.
 
 

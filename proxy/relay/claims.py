@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Final, Literal
 
 import msgspec
 
@@ -23,9 +24,12 @@ from proxy.routing.rests import Place, Rest, State, places
 from proxy.sharing import types as shared
 from proxy.sharing.shared import Shared
 
-_BREAKER = "breaker"
-_SWITCH = "switch"
+_BREAKER: Final = "breaker"
+_SWITCH: Final = "switch"
 _REASONS = {str(reason): reason for reason in ErrorReason}  # another version may know more
+_Parts = tuple[str, Literal["group", "key", "target", "breaker", "switch"], str, str]
+_NOWHERE: _Parts = ("", "target", "", "")
+_decoder = msgspec.json.Decoder(_Parts)
 _FOR_EVER_MS = 10 * 365 * 86_400_000
 _PROBE_MS = 15_000  # after which another gateway may probe: the one that does may have died
 
@@ -129,7 +133,7 @@ class Claims:
         asked = []
         if not lease.lifts:
             asked = [_name(provider, *each) for each in _places(lease)]
-        if not lease.probe and self._goes_by_breakers(lease):
+        if not lease.probe and lease.pool.health.breaks:  # the others may, where this one does not
             asked.append(breaker)
         return await self._state.claim(
             asked,
@@ -138,12 +142,6 @@ class Claims:
             _PROBE_MS,
             partial(self._settles, lease, counted) if counted or lease.probe else None,
         )
-
-    def _goes_by_breakers(self, lease: KeyLease) -> bool:
-        """False where the others use breakers and this gateway does not."""
-        pool = self._pools().get(lease.provider)
-        known = pool.health.breakers.get(lease.model) if pool is not None else None
-        return known is None or known.rules.failures > 0
 
     def _settles(self, lease: KeyLease, counted: list[tuple[Sliding, int | None]], at: int) -> None:
         """Once the call has ended, say what it really used, and free a probe that told nothing."""
@@ -173,7 +171,7 @@ class Claims:
             pool.counters.block(denial.name.partition(" ")[2], until)
 
     def _adopt(self, rest: shared.Rest, at: int) -> None:
-        provider, kind, name, models = msgspec.json.decode(rest.place)
+        provider, kind, name, models = _parts(rest.place)
         pool = self._pools().get(provider)
         now = monotonic()
         until = now + (rest.until - at) / 1000
@@ -193,7 +191,7 @@ class Claims:
             pool.rests.keep(place, _local(rest, until, now, at), now)
 
     def _end(self, place: str) -> None:
-        provider, kind, name, models = msgspec.json.decode(place)
+        provider, kind, name, models = _parts(place)
         pool = self._pools().get(provider)
         if pool is None:
             return
@@ -217,6 +215,15 @@ def _breaker(lease: KeyLease) -> str:
 
 def _name(provider: str, kind: str, name: str, models: str) -> str:
     return msgspec.json.encode([provider, kind, name, models]).decode()
+
+
+def _parts(place: str) -> _Parts:
+    """What ``_name`` made a name of. One of another version, in another form, is no provider's."""
+    try:
+        parts: _Parts = _decoder.decode(place)
+    except msgspec.DecodeError:
+        return _NOWHERE
+    return parts
 
 
 def _shared(name: str, rest: Rest, now: float, at: int) -> shared.Rest:

@@ -106,6 +106,10 @@ class Counters:
             window.allow(window.limit, part)
         self.version += 1
 
+    def counted(self) -> Iterator[tuple[Owner, Sliding | Slots]]:
+        """All that is counted, by its owners."""
+        return ((owner, counter) for (owner, _), counter in self._counters.items())
+
     def windows(self) -> Iterator[tuple[Owner, Sliding]]:
         """All counts by their owners."""
         return (

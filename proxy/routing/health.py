@@ -39,6 +39,11 @@ class Health:
         for breaker in self.breakers.values():
             breaker.configure(rules)
 
+    @property
+    def breaks(self) -> bool:
+        """Whether a breaker may open at all."""
+        return self._rules.failures > 0
+
     def wait(self, model: str, now: float) -> float:
         """Seconds until the breaker lets a call go; 0.0: now."""
         breaker = self.breakers.get(model)

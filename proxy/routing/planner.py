@@ -9,6 +9,9 @@ from proxy.errors import ErrorReason, GatewayError
 from proxy.routing.alias import Alias
 from proxy.types import Demand, Plan, Target
 
+LONGEST_MODEL = 256
+"""Characters of a model's name. Clients may name any, and of thousands something is remembered."""
+
 
 class Planner:
     """Resolves names: ``provider/model``, then an alias, then a bare model that a provider lists.
@@ -36,7 +39,7 @@ class Planner:
     def plan(self, model: str, demand: Demand, now: float) -> Plan:
         """The plan for a name; GatewayError 404 ``model_not_found`` if nothing answers to it."""
         provider, slash, rest = model.partition("/")
-        if slash and rest and provider in self._providers:
+        if slash and 0 < len(rest) <= LONGEST_MODEL and provider in self._providers:
             return Plan(model, (Target(provider, rest),))
         alias = self._aliases.get(model)
         if alias is not None:

@@ -65,7 +65,8 @@ class Rests:
         seconds: float | None,
         probe_after: float | None = None,
     ) -> Rest:
-        """Let a place rest. ``seconds`` None: the back-off's next step.
+        """Let a place rest. ``seconds`` None or 0: the back-off's next step, since a provider that
+        refuses and says "at once" would else be asked by every request.
 
         Calls that were under way together are refused together: only a refusal after a rest is
         over is one more in a row.
@@ -73,7 +74,7 @@ class Rests:
         known = self._rests.get(place)
         old = self.at(place, now)
         count = 1 if known is None else known.count + (old is None)
-        if seconds is None:
+        if not seconds:
             seconds = KEY_SECONDS if place[0] == "key" else BACKOFF[min(count, len(BACKOFF)) - 1]
         rest = Rest(now + min(seconds, self.longest), reason, count, state_of(place, reason))
         if probe_after is not None and probe_after < seconds:

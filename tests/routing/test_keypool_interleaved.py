@@ -93,6 +93,7 @@ class Interleaved(RuleBasedStateMachine):
         self.slots: dict[int, Slots] = {}
         self.rests: dict[Place, float] = {}
         self.calls: defaultdict[Owner, list[float]] = defaultdict(list)
+        self.owners: dict[int, list[Owner]] = {}  # of the limits that a lease counted for
         self.allowances = ALLOWANCES[0]
         self.pool = KeyPool(
             "lab",
@@ -206,6 +207,7 @@ class Interleaved(RuleBasedStateMachine):
             calls = self.calls[owner]
             assert len([moment for moment in calls if moment > now - MINUTE]) < amount
             calls.append(now)
+        self.owners[id(lease)] = [owner for owner, _ in self.requests(key, model)]
         if lease.probe:
             assert not [each for each in self.held if each.probe and each.model == model]
         self.slots |= {id(each): each for each in lease.counters if isinstance(each, Slots)}
@@ -227,7 +229,7 @@ class Interleaved(RuleBasedStateMachine):
         lease = self.pick(data)
         self.held.remove(lease)
         lease.release(sent=False)
-        for owner, _ in self.requests(lease.key, lease.model):
+        for owner in self.owners[id(lease)]:  # its key may be in another group by now
             if lease.taken in self.calls[owner]:
                 self.calls[owner].remove(lease.taken)
 

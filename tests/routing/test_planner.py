@@ -89,7 +89,8 @@ def test_an_alias_is_found_by_its_name() -> None:
 
 
 @pytest.mark.parametrize(
-    "model", ["lab", "lab/", "Lab/gpt-5", "gpt-4", "other/gpt-5", "/", "x" * 300]
+    "model",
+    ["lab", "lab/", "Lab/gpt-5", "gpt-4", "other/gpt-5", "/", "x" * 300, "lab/" + "x" * 257],
 )
 def test_an_unknown_name_is_404(model: str) -> None:
     with pytest.raises(GatewayError) as caught:

@@ -44,7 +44,7 @@ def test_a_rest_ends_by_itself() -> None:
     assert list(rests.current(160)) == []
 
 
-@given(st.lists(st.tuples(st.floats(0, 1e6), st.floats(0, 500), st.booleans()), max_size=20))
+@given(st.lists(st.tuples(st.floats(1e-3, 1e6), st.floats(0, 500), st.booleans()), max_size=20))
 def test_a_longer_rest_is_never_shortened(orders: list[tuple[float, float, bool]]) -> None:
     rests, now, until = Rests(), 0.0, 0.0
     for seconds, later, by_another in orders:
@@ -75,6 +75,13 @@ def test_without_a_hint_rests_grow_by_refusals_in_a_row() -> None:
     assert seen == [10, 30, 60, 120, 300, 300, 300]
     rests.over("k", "g", "m", now)
     assert rests.order(GROUP, REASON, now, None).until - now == BACKOFF[0]
+
+
+def test_a_hint_of_no_time_is_none() -> None:
+    rests = Rests()
+    for count, seconds in enumerate(BACKOFF, 1):
+        rest = rests.order(("group", "org", "m"), ErrorReason.RATE_LIMIT, 1000.0 * count, 0.0)
+        assert rest.until == 1000.0 * count + seconds
 
 
 def test_calls_that_are_refused_together_are_one_refusal() -> None:
