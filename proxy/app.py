@@ -51,6 +51,7 @@ from proxy.sharing.shared import Shared
 from proxy.steering import steer
 from proxy.store.address import SchemaError, StoreError
 from proxy.store.engine import Store
+from proxy.store.recent import Recent
 from proxy.types import Fault, Target, Usage
 from proxy.upstreams import Upstreams
 
@@ -142,6 +143,7 @@ class _Gateway:
         self._reread = reread
         self._redact = redact
         self._line = Line()
+        self._began = now_ms()
         self._upstreams = Upstreams(transport)
         self._claims: Claims | None = None
         self._shared: Shared | None = None
@@ -183,9 +185,9 @@ class _Gateway:
         )
         self._relay = self._calls.relay = self._build_relay(tasks, configured)
         self._configure(settings, self._relay.routes)
-        await self._restore()
+        restored = await self._restore(self._recording.recent)
         await self._share(stack)
-        self._start_loops(stack, tasks)
+        self._start_loops(stack, tasks, restored)
         self._add_routes()
         self._app.state.reload = self.reload
         self._app.state.example_model = await self._example()
@@ -238,13 +240,18 @@ class _Gateway:
         except StoreError as error:
             _log.error("%s; serving without it, and trying again", error)
 
-    async def _restore(self) -> None:
-        """Go on with what was learnt before; without a database, start knowing nothing."""
-        if self._settings.telemetry.keeps:
-            with suppress(StoreError):
-                async with self._store.reader() as connection:
-                    await restore(connection, self._relay.routes.pools)
-                    await self._recording.recent.load(connection)
+    async def _restore(self, recent: Recent | None = None) -> bool:
+        """Go on with what was learnt before; False where the database cannot be read yet."""
+        if not self._settings.telemetry.keeps:
+            return True
+        try:
+            async with self._store.reader() as connection:
+                await restore(connection, self._relay.routes.pools, self._began)
+                if recent is not None:
+                    await recent.load(connection)
+        except StoreError:
+            return False
+        return True
 
     async def _share(self, stack: AsyncExitStack) -> None:
         """Learn together with the other gateways, where a shared state is configured."""
@@ -288,7 +295,7 @@ class _Gateway:
             broken=self._recording.broken,
         )
 
-    def _start_loops(self, stack: AsyncExitStack, tasks: asyncio.TaskGroup) -> None:
+    def _start_loops(self, stack: AsyncExitStack, tasks: asyncio.TaskGroup, restored: bool) -> None:
         """What runs beside the requests. All but the writer are cancelled at the end."""
         tasks.create_task(self._guard(self._recording.writer.run))
         settings, relay = self._settings, self._relay
@@ -310,6 +317,8 @@ class _Gateway:
                     lambda: relay.routes.pools.values(), self._recording.keep
                 ),
             ]
+        if not restored:
+            loops.append(partial(beside.until, self._restore))
         if self._shared is not None:
             loops += [self._shared.run, self._shared.listen]
         for loop in loops:

@@ -95,9 +95,16 @@ class Counts:
                     yield _count(pool.provider, owner, counter, now, at)
 
 
-async def restore(connection: Reader, pools: Mapping[str, KeyPool]) -> None:
-    """Let the pools go on where the database says that they were."""
+async def restore(
+    connection: Reader, pools: Mapping[str, KeyPool], before: int | None = None
+) -> None:
+    """Let the pools go on where the database says that they were.
+
+    What they know better already stays. Calls from ``before`` on (UTC milliseconds) they have
+    counted themselves.
+    """
     now, at = monotonic(), now_ms()
+    before = at if before is None else before
     for record in await rests.load_cooldowns(connection, at):
         pool = pools.get(record.provider)
         if pool is not None:
@@ -108,7 +115,7 @@ async def restore(connection: Reader, pools: Mapping[str, KeyPool]) -> None:
             pools[provider].switch(key, disabled=True)
     for turn in await breakers.load(connection):
         pool = pools.get(turn.provider)
-        if pool is None:
+        if pool is None or turn.model in pool.health.breakers:
             continue
         over = turn.until is None or turn.until <= at
         until = 0.0 if turn.until is None else now + (turn.until - at) / 1000
@@ -117,7 +124,7 @@ async def restore(connection: Reader, pools: Mapping[str, KeyPool]) -> None:
     for seconds in (MINUTE, DAY):
         counted = {name: each for name, each in pools.items() if each.counters.limits(seconds)}
         for use in await used(connection, seconds, at) if counted else ():
-            if use.provider in counted:
+            if use.provider in counted and use.timestamp < before:
                 _count_again(counted[use.provider], use, seconds, now, at)
 
 

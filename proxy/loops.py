@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 
 from proxy.clock import monotonic
@@ -16,9 +16,18 @@ from proxy.store.address import StoreError
 from proxy.store.archive import Archive
 from proxy.store.engine import Store
 
+AGAIN_SECONDS = 1.0
 RETENTION_SECONDS = 3600.0
 COUNTS_SECONDS = 0.5
 _IDLE_SECONDS = 5.0  # after which a reload may have switched probing on
+
+
+async def until(done: Callable[[], Awaitable[bool]]) -> None:
+    """Try something again until it is done, which may be never."""
+    while True:
+        if await done():
+            return
+        await asyncio.sleep(AGAIN_SECONDS)
 
 
 async def retain(store: Store, telemetry: TelemetrySettings) -> None:

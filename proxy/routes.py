@@ -69,12 +69,14 @@ class Builder:
             name: self._alias(alias, pools, before.planner.alias(name) if before else None)
             for name, alias in settings.models.items()
         }
+        retries = before.retries if before else RetryBudget()
         budget = settings.routing.retry_budget
+        retries.configure(budget.ratio, budget.minimum)
         return Routes(
             planner=Planner(providers, aliases, self._listed, lambda: [*aliases, *self._names()]),
             providers=providers,
             pools=pools,
-            retries=RetryBudget(budget.ratio, budget.minimum),
+            retries=retries,
             max_wait=settings.routing.max_wait,
         )
 

@@ -317,6 +317,32 @@ async def test_what_was_learnt_outlives_the_process(upstream: Upstream, folder: 
     assert 500 < int(answer.headers["retry-after"]) <= 600
 
 
+async def test_what_was_learnt_is_taken_up_once_the_database_can_be_read(
+    upstream: Upstream, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loops, "AGAIN_SECONDS", 0.01)
+    upstream.script = error(429, "slow down", **{"retry-after": "600"})
+    settings = load(None, {"providers": {"lab": lab(upstream.url)}}, {})
+    async with alive(create_app(settings)) as client:
+        await client.post("/v1/chat/completions", json=CHAT)
+    restored, tries = module.restore, 0
+
+    async def locked(*words: Any) -> None:
+        nonlocal tries
+        tries += 1
+        if tries < 3:
+            raise StoreError("locked")
+        await restored(*words)
+
+    monkeypatch.setattr(module, "restore", locked)
+    async with alive(create_app(settings)) as client:
+        states = []
+        while "cooling" not in states and len(states) < 500:
+            states.append((await client.get("/stats/keys")).json()["data"][0]["state"])
+            await asyncio.sleep(0.01)
+    assert (states[-1], tries) == ("cooling", 3)
+
+
 async def test_counts_go_on_after_a_restart_and_are_told(upstream: Upstream, folder: Path) -> None:
     provider = lab(upstream.url, limits={"models": {"*": {"rpd": 2}}})
     settings = load(None, {"providers": {"lab": provider}, "routing": {"max_wait": 0}}, {})

@@ -29,6 +29,17 @@ def pool(limit: int = 10) -> KeyPool:
     return KeyPool("lab", [Key("k1", "sk-1", "org")], counters, chance=lambda: 1.0)
 
 
+async def test_what_cannot_be_done_yet_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loops, "AGAIN_SECONDS", 0.001)
+    answers = [False, False, True, False]
+
+    async def done() -> bool:
+        return answers.pop(0)
+
+    await asyncio.wait_for(loops.until(done), 5)
+    assert answers == [False]
+
+
 async def test_old_rows_go_again_and_again_though_a_database_may_be_locked(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -26,6 +26,10 @@ class RetryBudget:
         self._requests = Window(window)
         self._retries = Window(window)
 
+    def configure(self, ratio: float, minimum: int) -> None:
+        """Grant by these from now on; what was granted counts."""
+        self._ratio, self._minimum = ratio, minimum
+
     def request(self, now: float) -> None:
         """A client asked."""
         self._requests.add(now)

@@ -74,3 +74,10 @@ def test_retries_never_exceed_the_budget_and_are_refused_only_for_it(
             assert budget.spend(now) == (after <= most)
             if after <= most:
                 retries.append(bucket)
+
+
+def test_other_rules_hold_for_what_was_granted_before() -> None:
+    budget = RetryBudget(ratio=0.0, minimum=2)
+    assert [budget.spend(0.0) for _ in range(3)] == [True, True, False]
+    budget.configure(0.0, 3)
+    assert [budget.spend(0.1) for _ in range(2)] == [True, False]
