@@ -24,7 +24,7 @@ HOUSE = (
     "types errors reasons clock duration when log redact"
     " config schema fields document mistakes discovery",
     "routing providers metering store observe sharing",
-    "relay",
+    "relay telemetry",
     "api",
     "app loops routes recording learnt upstreams steering explain progress export prune"
     " banner wire serve cli __main__",
