@@ -41,7 +41,7 @@ FENCES = {
     "httpx": "providers/ relay/relay.py relay/exchange.py relay/outbound.py app.py upstreams.py",
     "msgspec": "",  # anywhere: it makes the nouns
     "psutil": "observe/host.py",
-    "pydantic": "schema.py fields.py config.py mistakes.py serve.py api/stats.py",
+    "pydantic": "schema.py fields.py config.py mistakes.py serve.py api/stats.py api/track.py",
     "pydantic_settings": "schema.py config.py",
     "pynvml": "observe/host.py",
     "redis": "sharing/",
