@@ -12,6 +12,7 @@ FULL = EventRecord("e-1", 10, "cache_hit", 1.5, "r", "planner", "search", "maste
 async def test_an_event_is_kept_once_with_all_that_is_known_of_it(either: Store) -> None:
     await either.write([FULL, FULL, EventRecord("e-2", 20, "deploy")])
     await either.write([FULL])
+    assert either.refused == 0
     first, second = await read(either, custom_events, "timestamp")
     assert list(first.values()) == ["e-1", 10, "cache_hit", 1.5, "r", *list(first.values())[5:]]
     assert (first["agent_name"], first["tool_name"], first["client_id"]) == (

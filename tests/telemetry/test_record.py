@@ -32,7 +32,7 @@ def test_each_field_of_a_record_has_its_column() -> None:
         status="error",
         error_message="it failed",
         privacy_level="metadata",
-        timestamp=datetime(2026, 11, 20, 12, tzinfo=UTC),
+        timestamp=datetime(2026, 11, 20, 11, tzinfo=UTC),
         provider="groq",
         error_reason="server_error",
         cached_tokens=4,
@@ -60,7 +60,8 @@ def test_each_field_of_a_record_has_its_column() -> None:
         "server_error",
         "it failed",
     )
-    assert (made.timestamp, made.finished_at) == (NOON, NOON + 1501)
+    begun = NOON - 3_600_000
+    assert (made.timestamp, made.finished_at) == (begun, begun + 1501)
     assert made.privacy_level == "metadata"
 
 
