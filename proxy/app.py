@@ -28,6 +28,7 @@ from proxy.api.health import health_router
 from proxy.api.models import models_router
 from proxy.api.openai import RELAYED, Calls
 from proxy.api.stats import stats_router
+from proxy.api.track import track_router
 from proxy.clock import monotonic, now_ms
 from proxy.errors import ErrorReason
 from proxy.learnt import restore
@@ -332,6 +333,10 @@ class _Gateway:
             admin_router(partial(steer, lambda: self._relay.routes.pools), self.reload)
         )
         app.include_router(health_router(lambda: app.state.ready))
+        kept = self._recording
+        app.include_router(
+            track_router(kept.call, kept.keep, self._redact, self._settings.telemetry.keeps)
+        )
         app.include_router(
             stats_router(self._store, self._recorder, self._key_states, self._recording.recent)
         )

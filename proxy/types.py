@@ -247,7 +247,8 @@ class CallRecord(msgspec.Struct, frozen=True, gc=False):
 
 
 class FaultRecord(msgspec.Struct, frozen=True):
-    """An internal fault, a row of ``errors`` with its stack: something in this program broke."""
+    """A fault that is no attempt's, a row of ``errors``: something in this program broke (with its
+    stack), or in another that tells of it."""
 
     timestamp: int
     error_type: str
@@ -256,6 +257,10 @@ class FaultRecord(msgspec.Struct, frozen=True):
     request_id: str | None = None
     endpoint: str | None = None
     severity: str = "critical"
+    provider: str | None = None
+    model_name: str | None = None
+    client_id: str | None = None
+    http_status: int | None = None
 
 
 class GpuSample(msgspec.Struct, frozen=True):

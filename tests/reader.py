@@ -160,6 +160,9 @@ async def _use(reader: Reader) -> None:
         chat("nobody/knows", "planner", "search"),
         reader.http.post("/v1/embeddings", json={"model": "demo/echo", "input": "Hello"}),
     )
+    await reader.http.post(
+        "/track/custom", json={"name": "cache_hit", "value": 1, "attributes": {"cache": "answers"}}
+    )
     reader.sent = 10
     await reader.settled()
 

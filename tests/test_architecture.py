@@ -24,7 +24,7 @@ HOUSE = (
     "types errors reasons clock duration when log redact"
     " config schema fields document mistakes discovery",
     "routing providers metering store observe sharing",
-    "relay",
+    "relay telemetry",
     "api",
     "app loops routes recording learnt upstreams steering explain progress export prune"
     " banner wire serve cli __main__",
@@ -41,7 +41,7 @@ FENCES = {
     "httpx": "providers/ relay/relay.py relay/exchange.py relay/outbound.py app.py upstreams.py",
     "msgspec": "",  # anywhere: it makes the nouns
     "psutil": "observe/host.py",
-    "pydantic": "schema.py fields.py config.py mistakes.py serve.py api/stats.py",
+    "pydantic": "schema.py fields.py config.py mistakes.py serve.py api/stats.py api/track.py",
     "pydantic_settings": "schema.py config.py",
     "pynvml": "observe/host.py",
     "redis": "sharing/",

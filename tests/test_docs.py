@@ -37,7 +37,7 @@ STATS_PATHS = [
     *("/stats", "/stats/summary", "/stats/calls", "/stats/calls/{request_id}"),
     *("/stats/providers", "/stats/models", "/stats/endpoints", "/stats/errors", "/stats/keys"),
     *("/stats/timeseries", "/stats/rate-limits", "/stats/health", "/stats/health/events"),
-    *("/stats/tps", "/stats/system"),
+    *("/stats/tps", "/stats/system", "/stats/events"),
     *("/stats/costs/daily", "/stats/database"),
     *("/stats/recent", "/stats/compare", "/stats/waste", "/stats/errors/fingerprints"),
 ]

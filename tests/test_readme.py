@@ -134,6 +134,14 @@ async def run_python(block: Block, reader: Reader) -> None:
     assert SAID in printed or re.fullmatch(r"[0-9A-Z]{26} demo\n", printed), printed
 
 
+async def run_program(block: Block, reader: Reader) -> None:
+    """What it prints stands behind each ``print``; numbers differ from one run to the next."""
+    printed = await reader.run(f"python -W error -c {shlex.quote(block.text)}")
+    shown = re.findall(r"^ *print\(.*\)\s*# (.+)$", block.text, re.M)
+    assert shown
+    assert [told(line) for line in printed.splitlines()] == [told(line) for line in shown]
+
+
 async def run_syntax(block: Block, reader: Reader) -> None:
     """A library that is not installed here."""
     ast.parse(block.text)
@@ -192,6 +200,7 @@ RUNNERS: dict[str, Runner] = {
     "check": run_check,
     "docker": run_docker,
     "python": run_python,
+    "program": run_program,
     "syntax": run_syntax,
     "js": run_js,
     "yaml": run_yaml,

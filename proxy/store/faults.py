@@ -51,6 +51,10 @@ def fingerprint(*parts: str) -> str:
     return blake2b("\n".join(parts).encode(errors="replace"), digest_size=8).hexdigest()
 
 
+def _pattern(message: str) -> str:
+    return _VARIABLE.sub("#", message)
+
+
 def _attempt(call: CallRecord) -> dict[str, Any]:
     reason = call.error_reason or call.status
     message = call.error_message or reason
@@ -67,12 +71,15 @@ def _attempt(call: CallRecord) -> dict[str, Any]:
         "client_id": call.client_id,
         "severity": severity(reason),
         "http_status": call.http_status,
-        "fingerprint": fingerprint(reason, call.provider, call.model, _VARIABLE.sub("#", message)),
+        "fingerprint": fingerprint(reason, call.provider, call.model, _pattern(message)),
     }
 
 
 def _fault(fault: FaultRecord) -> dict[str, Any]:
     frames = [line.strip() for line in (fault.stack_trace or "").splitlines() if "File " in line]
+    where = frames[-1:]
+    if fault.stack_trace is None:
+        where = [fault.provider or "", fault.model_name or "", _pattern(fault.error_message)]
     return {
         "timestamp": fault.timestamp,
         "request_id": fault.request_id,
@@ -80,11 +87,11 @@ def _fault(fault: FaultRecord) -> dict[str, Any]:
         "error_type": fault.error_type,
         "error_message": fault.error_message,
         "stack_trace": fault.stack_trace,
-        "provider": None,
-        "model_name": None,
+        "provider": fault.provider,
+        "model_name": fault.model_name,
         "endpoint": fault.endpoint,
-        "client_id": None,
+        "client_id": fault.client_id,
         "severity": fault.severity,
-        "http_status": None,
-        "fingerprint": fingerprint(fault.error_type, *frames[-1:]),
+        "http_status": fault.http_status,
+        "fingerprint": fingerprint(fault.error_type, *where),
     }

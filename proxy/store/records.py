@@ -11,7 +11,8 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from proxy.clock import now_ms
-from proxy.store import breakers, catalog, costs, faults, limits, rests, samples
+from proxy.store import breakers, catalog, costs, events, faults, limits, rests, samples
+from proxy.store.events import EventRecord
 from proxy.store.health import Health
 from proxy.store.tables import api_calls
 from proxy.store.upsert import insert_into
@@ -46,6 +47,7 @@ class Batch:
         self.counts: list[CountRecord] = []
         self.turns: list[BreakerRecord] = []
         self.models: list[ModelInfo] = []
+        self.events: list[EventRecord] = []
         for item in items:
             match item:
                 case CallRecord():
@@ -62,6 +64,8 @@ class Batch:
                     self.counts.append(item)
                 case BreakerRecord():
                     self.turns.append(item)
+                case EventRecord():
+                    self.events.append(item)
                 case list():
                     self.models.extend(item)
                 case _:
@@ -102,6 +106,7 @@ class Ledger:
             await rests.save_counts(connection, batch.counts)
             await breakers.save(connection, batch.turns)
             await faults.save(connection, calls, batch.faults)
+            await events.save(connection, batch.events)
             await catalog.save(connection, batch.models, now)
             await samples.save(connection, batch.samples)
             # A commit that fails may still have happened: then the tables know better than we.

@@ -25,6 +25,7 @@ from proxy.store.engine import Reader, Store
 from proxy.store.rests import DISABLED
 from proxy.store.tables import (
     api_calls,
+    custom_events,
     errors,
     gpu_metrics,
     provider_health,
@@ -43,6 +44,7 @@ AGES: tuple[Column[int], ...] = (
     rate_limits.c.last_updated,
     provider_health.c.updated_at,
     provider_health_events.c.timestamp,
+    custom_events.c.timestamp,
 )
 """The tables that rows go from, by the column that says how old a row is."""
 

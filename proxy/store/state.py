@@ -1,4 +1,4 @@
-"""The other tables as ``/stats`` shows them: limits, health, speeds, costs and the machine."""
+"""The other tables as ``/stats`` shows them: limits, health, speeds, costs, machine, events."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from proxy.store.filters import Filters, where
 from proxy.store.pages import Row, newest, shown
 from proxy.store.tables import (
+    custom_events,
     daily_costs,
     gpu_metrics,
     provider_health,
@@ -23,6 +24,7 @@ TABLES = {
     "health/events": (provider_health_events, ("timestamp", "id")),
     "tps": (tps_metrics, ("window_start", "id")),
     "system": (system_metrics, ("timestamp", "id")),
+    "events": (custom_events, ("timestamp", "id")),
     "costs/daily": (
         daily_costs,
         ("date", "provider", "model_name", "agent_name", "tool_name", "client_id"),

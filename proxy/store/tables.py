@@ -322,3 +322,17 @@ models = Table(
     Column("last_seen", Instant, nullable=False),
     *_texts("metadata"),
 )
+
+custom_events = Table(
+    "custom_events",
+    metadata,
+    _id(),
+    Column("event_id", Text, nullable=False),
+    Column("timestamp", Instant, nullable=False),
+    Column("name", Text, nullable=False),
+    *_floats("value"),
+    *_texts("request_id", "agent_name", "tool_name", "client_id", "metadata"),
+    UniqueConstraint("event_id"),
+)
+Index(None, custom_events.c.timestamp)
+Index(None, custom_events.c.name, custom_events.c.timestamp)

@@ -16,6 +16,7 @@ from proxy.api import errors, stats
 from proxy.clock import now_ms, rfc3339
 from proxy.store.address import parse
 from proxy.store.engine import Store
+from proxy.store.events import EventRecord
 from proxy.store.migrate import migrate
 from proxy.store.recent import Recent
 from proxy.types import BreakerRecord, CooldownRecord, GpuSample, HostSample
@@ -35,6 +36,7 @@ PATHS = (
     "/keys",
     "/timeseries",
     "/rate-limits",
+    "/events",
     "/health",
     "/tps",
     "/system",
@@ -381,7 +383,8 @@ async def test_every_list_is_csv_where_that_is_asked_for(store: Store, path: str
     turned = BreakerRecord("groq", "llama", "closed", "open", "timeout", NOON, 1, now_ms())
     rest = CooldownRecord("groq", "", "org-a", "org", NOON, "rate_limit", 1, NOON)
     calls = [call(), failed("timeout", timestamp=now_ms() - 60_000)]
-    await store.write([*calls, rest, turned, HostSample(now_ms(), 1, gpus=(GpuSample(0),))])
+    event, sample = EventRecord("e", now_ms(), "hit"), HostSample(now_ms(), 1, gpus=(GpuSample(0),))
+    await store.write([*calls, rest, turned, event, sample])
     recent = Recent()
     recent.add(calls[0])
     async with client_of(store, recent) as client:

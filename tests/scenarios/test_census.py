@@ -180,6 +180,9 @@ async def live(gateway: Gateway, upstream: Upstream) -> None:
     await gateway.chat("no-such-model")
     await gateway.chat("broken/json", headers=WHO)
     await gateway.client.post("/v1/embeddings", json={"model": "ollama/embed", "input": "abc"})
+    told = {"name": "hit", "value": 1, "request_id": "r", "attributes": {"cache": "answers"}}
+    who = {"agent_name": "researcher", "tool_name": "search"}
+    await gateway.client.post("/track/custom", json={**told, **who})
     body = {"model": "lab/slow", "stream": True, "messages": []}
     async with gateway.client.stream("POST", "/v1/chat/completions", json=body) as answer:
         async for _ in answer.aiter_bytes():
@@ -329,6 +332,7 @@ CONTRACT = {
     "system_metrics": "timestamp gpu_count cpu_percent memory_percent",
     "gpu_metrics": "sample_id timestamp gpu_id utilization_percent memory_used_mb",
     "errors": "timestamp request_id error_type error_message stack_trace severity",
+    "custom_events": "event_id timestamp name value metadata",
     "models": "provider name context_length loaded_at",
 }
 INSTANT = re.compile("timestamp|finished_at|loaded_at|window_start|(first|last)_seen|.*_until")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from proxy.store.events import EventRecord
 from proxy.types import (
     BreakerRecord,
     CooldownRecord,
@@ -26,4 +27,5 @@ def everything(at: int, model: str = "llama") -> list[object]:
         CooldownRecord("groq", model, "k", "k", at, "rate_limit", 1, at),
         BreakerRecord("groq", model, "closed", "open", "server_error", at + 10_000, 1, at),
         [ModelInfo("groq", model, {"id": model}, loaded_at=at)],
+        EventRecord(f"e-{model}", at, "cache_hit", 1.0),
     ]

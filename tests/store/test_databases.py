@@ -10,6 +10,7 @@ from sqlalchemy import select, text
 from proxy.store import calls, groups, retention, schema, series, sizes, state
 from proxy.store.address import StoreError
 from proxy.store.engine import Store
+from proxy.store.events import EventRecord
 from proxy.store.filters import Filters
 from proxy.store.tables import api_calls, daily_costs, metadata, rate_limits
 from proxy.types import (
@@ -53,6 +54,7 @@ STORY = [
     FaultRecord(NOON, "KeyError", "x", "File a"),
     HostSample(NOON, 1, cpu_percent=1.5, gpus=(GpuSample(0, name="fake"),)),
     [ModelInfo("groq", "llama", {"id": "llama"}, loaded_at=NOON)],
+    EventRecord("e", NOON, "hit"),
 ]
 
 
@@ -126,7 +128,7 @@ async def test_bad_values_cost_only_themselves(store: Store) -> None:
 async def test_old_rows_go(store: Store) -> None:
     await store.write(STORY)
     of_limits, of_health = 3, 1 + 1  # and not the key that an operator took out
-    gone = 4 + 3 + 1 + 1 + 5 + of_limits + of_health
+    gone = 4 + 3 + 1 + 1 + 5 + 1 + of_limits + of_health
     assert await retention.prune(store, 1, NOON + 2 * 86_400_000) == gone
     assert [row["limit_type"] for row in await read(store, rate_limits)] == ["disabled"]
 

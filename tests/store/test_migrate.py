@@ -37,7 +37,9 @@ def _start(path: Path) -> subprocess.Popen[str]:
 
 def _ddl(path: Path) -> set[str]:
     with closing(sqlite3.connect(path)) as connection:
-        found = connection.execute("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL")
+        found = connection.execute(
+            "SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL AND type != 'view'"
+        )
         return {" ".join(sql.split()) for (sql,) in found if "alembic" not in sql}
 
 
@@ -140,7 +142,7 @@ def test_a_newer_database_is_refused_in_one_line(path: Path) -> None:
     child = _start(path)
     said = child.communicate()[1]
     assert child.returncode == schema.NEWER_SCHEMA
-    assert "made by a newer version (schema 9999; this one knows up to 0002)" in said
+    assert f"newer version (schema 9999; this one knows up to {schema.HEAD})" in said
     assert said.count("\n") == 1
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from proxy.store.engine import Store
+from proxy.store.events import EventRecord
 from proxy.store.records import COLUMNS, Batch, row
 from proxy.types import (
     BreakerRecord,
@@ -29,7 +30,7 @@ EVERYTHING = (
     "rate_limits",
     "errors",
 )
-OTHERS = ("provider_health_events", "system_metrics", "gpu_metrics", "models")
+OTHERS = ("custom_events", "provider_health_events", "system_metrics", "gpu_metrics", "models")
 
 
 async def test_every_field_arrives_in_its_column(store: Store, path: Path) -> None:
@@ -132,6 +133,7 @@ async def test_every_kind_of_item_in_one_batch(store: Store, path: Path) -> None
             CountRecord("groq", "", "org-a", "org", "requests_day", 10, 4, 86_400, 99, 5),
             BreakerRecord("groq", "llama", "closed", "open", "server_error", 99, 1, 6),
             [ModelInfo("groq", "llama", {"id": "llama"}, context_length=8192)],
+            EventRecord("e", 7, "hit"),
         ]
     )
     for table in (*EVERYTHING, *OTHERS):

@@ -4,6 +4,7 @@ import pytest
 
 from proxy.store import state
 from proxy.store.engine import Store
+from proxy.store.events import EventRecord
 from proxy.types import BreakerRecord, CooldownRecord, GpuSample, HostSample
 from tests.store.rows import anything, call
 
@@ -18,6 +19,8 @@ async def filled(store: Store) -> Store:
             BreakerRecord("groq", "llama", "closed", "open", "server_error", 2000, 1, 1000),
             HostSample(1000, 1, gpus=(GpuSample(1), GpuSample(0))),
             HostSample(2000, 0),
+            EventRecord("e-1", 1000, "hit"),
+            EventRecord("e-2", 1000, "hit"),
         ]
     )
     return store

@@ -1,0 +1,255 @@
+"""``POST /track/...``: what did not pass through the gateway, told by whoever did it.
+
+A member that is not listed here is refused, so that no prompt and no answer is kept by mistake.
+The answer is 201 and the id; the row is written within a second, by the batch writer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from proxy.clock import new_id, now_ms
+from proxy.errors import ErrorReason, GatewayError
+from proxy.redact import shorten
+from proxy.store.events import EventRecord
+from proxy.telemetry.dates import moment
+from proxy.telemetry.record import InvocationRecord, call
+from proxy.types import Caller, CallRecord, FaultRecord
+
+MAX_BODY = 64 * 1024
+"""Bytes; what is told here is names and numbers."""
+
+MOST_ATTRIBUTES = 16
+
+OTHERS = {
+    "invocation_id": "request_id",
+    "model_name": "model",
+    "prompt_tokens": "input_tokens",
+    "completion_tokens": "output_tokens",
+    "latency_ms": "response_time_ms",
+}
+"""Names that others have for a member: those of the view ``invocations``."""
+
+Text = Annotated[str, Field(pattern="^[^\x00]*$")]  # PostgreSQL takes no NUL
+Name = Annotated[Text, Field(min_length=1, max_length=200)]
+Word = Annotated[Text, Field(max_length=64)]
+"""Too short for a prompt."""
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Amount = Annotated[float, Field(ge=0, lt=1e9, allow_inf_nan=False)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Status = Annotated[int, Field(ge=100, le=599)]
+
+
+class Told(BaseModel):
+    """What all have. ``timestamp`` is RFC 3339; the id is made where none is told."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    timestamp: Name | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _renamed(cls, told: Any) -> Any:
+        if not isinstance(told, dict):
+            return told
+        names = {name: OTHERS.get(name, name) for name in told}
+        return {n if names[n] in told else names[n]: value for n, value in told.items()}
+
+
+class Inference(Told):
+    """A call of a model: columns of ``api_calls``, and the names that others have for them."""
+
+    request_id: Name = Field(default_factory=new_id)
+    provider: Name
+    model: Name
+    agent_name: Name | None = None
+    tool_name: Name | None = None
+    session_id: Name | None = None
+    trace_id: Name | None = None
+    status: Literal["success", "error", "timeout", "cancelled", "rejected"] = "success"
+    error_reason: Name | None = None
+    error_message: Text | None = None
+    input_tokens: Count | None = None
+    output_tokens: Count | None = None
+    total_tokens: Count | None = None
+    cached_tokens: Count | None = None
+    cache_write_tokens: Count | None = None
+    reasoning_tokens: Count | None = None
+    cost_usd: Amount | None = None
+    response_time_ms: Amount | None = None
+    time_to_first_token_ms: Amount | None = None
+
+    # Columns of the same name.
+    model_version: Name | None = None
+    is_stream: bool | None = None
+    http_status: Status | None = None
+    finish_reason: Name | None = None
+    queue_time_ms: Amount | None = None
+    processing_time_ms: Amount | None = None
+    tokens_per_second: Amount | None = None
+    prompt_length: Count | None = None
+    response_length: Count | None = None
+    temperature: Number | None = None
+    top_p: Number | None = None
+    max_tokens: Count | None = None
+
+    def row(self, client_id: str | None, redact: Callable[[str], str]) -> CallRecord:
+        """The row; ValueError, with the member's name, where a value cannot be."""
+        told = self.model_dump(exclude_none=True)
+        same = {name: told.pop(name) for name in _SAME & told.keys()}
+        record = InvocationRecord(**{_NAMES.get(name, name): told[name] for name in told})
+        made = call(
+            record, now=now_ms(), endpoint="/track/inference", client_id=client_id, redact=redact
+        )
+        return msgspec.structs.replace(made, **same)
+
+
+_NAMES = {ours: theirs for theirs, ours in OTHERS.items()}
+_SAME = Inference.model_fields.keys() - InvocationRecord.__struct_fields__ - _NAMES.keys()
+
+
+class Mistake(Told):
+    """Something that went wrong: a row of ``errors``. No stack: what stands there is anybody's
+    guess."""
+
+    request_id: Name = Field(default_factory=new_id)
+    error_type: Name
+    error_message: Text
+    severity: Literal["info", "warning", "error", "critical"] = "error"
+    provider: Name | None = None
+    model: Name | None = None
+    endpoint: Name = "/track/error"
+    http_status: Status | None = None
+
+    def row(self, client_id: str | None, redact: Callable[[str], str]) -> FaultRecord:
+        """The row; ValueError, with the member's name, where a value cannot be."""
+        return FaultRecord(
+            timestamp=_instant(self.timestamp),
+            error_type=self.error_type,
+            error_message=shorten(redact(self.error_message)),
+            request_id=self.request_id,
+            endpoint=self.endpoint,
+            severity=self.severity,
+            provider=self.provider,
+            model_name=self.model,
+            client_id=client_id,
+            http_status=self.http_status,
+        )
+
+
+class Custom(Told):
+    """Anything else that is worth counting: a row of ``custom_events``."""
+
+    event_id: Name = Field(default_factory=new_id)
+    name: Name
+    value: Number | None = None
+    request_id: Name | None = None
+    agent_name: Name | None = None
+    tool_name: Name | None = None
+    attributes: dict[Word, Word | bool | int | Number] = Field({}, max_length=MOST_ATTRIBUTES)
+
+    def row(self, client_id: str | None, _: Callable[[str], str]) -> EventRecord:
+        """The row; ValueError, with the member's name, where a value cannot be."""
+        return EventRecord(
+            event_id=self.event_id,
+            timestamp=_instant(self.timestamp),
+            name=self.name,
+            value=self.value,
+            request_id=self.request_id,
+            agent_name=self.agent_name,
+            tool_name=self.tool_name,
+            client_id=client_id,
+            metadata=msgspec.json.encode(self.attributes).decode() if self.attributes else None,
+        )
+
+
+_Told = TypeVar("_Told", bound=Told)
+
+
+def track_router(
+    call: Callable[[CallRecord], None],
+    keep: Callable[[object], None],
+    redact: Callable[[str], str],
+    keeps: bool,
+) -> APIRouter:
+    """``call`` takes what is a call, ``keep`` any other row. Where nothing is kept (``keeps``) the
+    answer is 503, since 201 would be a lie."""
+    router = APIRouter(prefix="/track")
+
+    async def told(request: Request, kind: type[_Told]) -> _Told:
+        if not keeps:
+            raise GatewayError(
+                503,
+                "Nothing is kept here: telemetry is switched off.",
+                ErrorReason.INTERNAL,
+                code="telemetry_off",
+                should_retry=False,
+            )
+        return _read(await _body(request), kind)
+
+    @router.post("/inference", status_code=201)
+    async def inference(request: Request) -> dict[str, Any]:
+        it = await told(request, Inference)
+        call(_made(it, request, redact))
+        return {"id": it.request_id}
+
+    @router.post("/custom", status_code=201)
+    async def custom(request: Request) -> dict[str, Any]:
+        it = await told(request, Custom)
+        keep(_made(it, request, redact))
+        return {"id": it.event_id}
+
+    @router.post("/error", status_code=201)
+    async def error(request: Request) -> dict[str, Any]:
+        it = await told(request, Mistake)
+        keep(_made(it, request, redact))
+        return {"id": it.request_id}
+
+    return router
+
+
+async def _body(request: Request) -> bytes:
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > MAX_BODY:
+            message = f"The body is longer than {MAX_BODY} bytes."
+            raise GatewayError(413, message, ErrorReason.TOO_LARGE)
+    return bytes(body)
+
+
+def _read(body: bytes, kind: type[_Told]) -> _Told:
+    """The body as what it should be; GatewayError 422 with the first member that does not hold."""
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+    place = first["loc"]
+    raise _bad(str(place[0])[:100] if place else "body", first["msg"])
+
+
+def _made(told: Any, request: Request, redact: Callable[[str], str]) -> Any:
+    caller: Caller = request.scope.get("caller") or Caller()
+    try:
+        return told.row(caller.client_id, redact)
+    except ValueError as error:
+        name, _, what = str(error).partition(": ")
+        raise _bad(name, what) from None
+
+
+def _instant(timestamp: str | None) -> int:
+    if timestamp is None:
+        return now_ms()
+    try:
+        return moment(timestamp)
+    except ValueError as error:
+        raise ValueError(f"timestamp: {error}") from None
+
+
+def _bad(name: str, what: str) -> GatewayError:
+    return GatewayError(422, f"{name}: {what}", ErrorReason.INVALID_REQUEST, param=name)

@@ -1,0 +1,164 @@
+"""One call of a model as the program that made it tells it, and the row that becomes of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+
+from proxy.clock import new_id
+from proxy.errors import ErrorReason
+from proxy.metering.pricing import nano_dollars
+from proxy.redact import shorten
+from proxy.store.tables import STATUSES
+from proxy.telemetry.dates import moment
+from proxy.types import CallRecord
+
+LEVELS = ("metadata", "none")
+
+_LARGEST = 2**63 - 1
+_COUNTS = (
+    *("prompt_tokens", "completion_tokens", "total_tokens"),
+    *("cached_tokens", "cache_write_tokens", "reasoning_tokens"),
+)
+_AMOUNTS = ("cost_usd", "latency_ms", "time_to_first_token_ms")
+_UNTOLD: dict[str, Any] = dict.fromkeys(CallRecord.__struct_fields__[:-1])
+
+
+class InvocationRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One invocation. What is not known is None, never 0; no text of prompt or answer has a place.
+
+    ``timestamp`` is when the call began, ``latency_ms`` how long it took, by a clock that never
+    steps back; without a timestamp it is taken to end as it is logged. Counts are inclusive: cached
+    tokens are inside the prompt, reasoning inside the completion. ``status`` is success, error,
+    timeout, cancelled or rejected, ``error_reason`` one of ``ErrorReason``. ``privacy_level`` is
+    the logger's unless it says none: such a record is not kept. ValueError where a value cannot
+    be: the program has a mistake.
+    """
+
+    invocation_id: str = msgspec.field(default_factory=new_id)
+    agent_name: str | None = None
+    tool_name: str | None = None
+    model_name: str
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    total_tokens: int | None = None
+    cost_usd: float | Decimal | None = None
+    latency_ms: float | None = None
+    status: str = "success"
+    error_message: str | None = None
+    privacy_level: str | None = None
+    timestamp: datetime | str | None = None
+    provider: str = ""
+    error_reason: str | None = None
+    cached_tokens: int | None = None
+    cache_write_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    time_to_first_token_ms: float | None = None
+    session_id: str | None = None
+    trace_id: str | None = None
+
+    def __post_init__(self) -> None:
+        _one_of("status", self.status, STATUSES)
+        if self.privacy_level is not None:
+            level("privacy_level", self.privacy_level)
+        if self.error_reason is not None:
+            _one_of("error_reason", self.error_reason, tuple(ErrorReason))
+        for name in _COUNTS:
+            _check_count(name, getattr(self, name))
+        for name in _AMOUNTS:
+            _check_amount(name, getattr(self, name))
+        if self.timestamp is not None:
+            try:
+                moment(self.timestamp)
+            except ValueError as error:
+                raise ValueError(f"timestamp: {error}") from None
+
+
+def level(name: str, value: str) -> None:
+    """ValueError unless the privacy level is one that is kept to."""
+    if value == "full":
+        raise ValueError(f"{name}: full is not for this; accepted: {', '.join(LEVELS)}")
+    _one_of(name, value, LEVELS)
+
+
+def call(
+    record: InvocationRecord,
+    *,
+    now: int,
+    endpoint: str = "python",
+    client_id: str | None = None,
+    redact: Callable[[str], str],
+) -> CallRecord:
+    """The row. ``now`` is UTC milliseconds."""
+    latency = None if record.latency_ms is None else float(record.latency_ms)
+    took = math.ceil(latency or 0)
+    start = max(0, now - took) if record.timestamp is None else moment(record.timestamp)
+    given, made, total = record.prompt_tokens, record.completion_tokens, record.total_tokens
+    if total is None and given is not None and made is not None:
+        total = given + made
+    message = record.error_message
+    told = {
+        "request_id": str(record.invocation_id),
+        "attempt": 1,
+        "is_final": True,
+        "timestamp": start,
+        "finished_at": start + took,
+        "endpoint": endpoint,
+        "provider": record.provider,
+        "model": record.model_name,
+        "requested_model": record.model_name,
+        "client_id": client_id,
+        "agent_name": record.agent_name,
+        "tool_name": record.tool_name,
+        "session_id": record.session_id,
+        "trace_id": record.trace_id,
+        "is_stream": record.time_to_first_token_ms is not None,
+        "status": record.status,
+        "error_reason": _reason(record),
+        "error_message": None if message is None else shorten(redact(message)),
+        "response_time_ms": latency,
+        "total_duration_ms": latency,
+        "time_to_first_token_ms": record.time_to_first_token_ms,
+        "input_tokens": given,
+        "output_tokens": made,
+        "total_tokens": total,
+        "cached_tokens": record.cached_tokens,
+        "cache_write_tokens": record.cache_write_tokens,
+        "reasoning_tokens": record.reasoning_tokens,
+        "usage_source": "none" if given is None and made is None and total is None else "provider",
+        "cost_nano_usd": nano_dollars(record.cost_usd),
+        "cost_source": "none" if record.cost_usd is None else "provider",
+        "privacy_level": "metadata",
+    }
+    return CallRecord(**_UNTOLD | told)
+
+
+def _reason(record: InvocationRecord) -> str | None:
+    if record.status == "timeout":
+        return record.error_reason or ErrorReason.TIMEOUT.value
+    return record.error_reason
+
+
+def _one_of(name: str, value: object, accepted: tuple[str, ...]) -> None:
+    if value not in accepted:
+        raise ValueError(f"{name}: must be one of {', '.join(accepted)} (got {value!r})")
+
+
+def _check_count(name: str, value: object) -> None:
+    if value is None:
+        return
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _LARGEST:
+        raise ValueError(f"{name}: must be a whole number of at least 0, or None (got {value!r})")
+
+
+def _check_amount(name: str, value: Any) -> None:
+    if value is None:
+        return
+    number = isinstance(value, int | float | Decimal) and not isinstance(value, bool)
+    if not number or not 0 <= value < 1e9:
+        raise ValueError(f"{name}: must be a number of at least 0, or None (got {value!r})")

@@ -1,0 +1,264 @@
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from proxy.api import track
+from proxy.types import CallRecord
+from tests.gateway import Gateway, lab
+from tests.upstream import Upstream
+
+Start = Callable[..., Awaitable[Gateway]]
+KEY = "tk-master-of-the-tracker"
+CANARY = "the-words-of-a-prompt"
+
+INFERENCE = {
+    "request_id": "mine-1",
+    "timestamp": "2026-11-20T12:00:00.250Z",
+    "provider": "lab",
+    "model": "json",
+    "agent_name": "nightly",
+    "tool_name": "summary",
+    "session_id": "s",
+    "trace_id": "t",
+    "status": "error",
+    "error_reason": "server_error",
+    "error_message": "it failed",
+    "input_tokens": 1000,
+    "output_tokens": 500,
+    "total_tokens": 1500,
+    "cached_tokens": 10,
+    "cache_write_tokens": 5,
+    "reasoning_tokens": 20,
+    "cost_usd": 0.25,
+    "response_time_ms": 900.5,
+    "time_to_first_token_ms": 100,
+    "model_version": "v1",
+    "is_stream": True,
+    "http_status": 500,
+    "finish_reason": "stop",
+    "queue_time_ms": 1,
+    "processing_time_ms": 899,
+    "tokens_per_second": 50,
+    "prompt_length": 4000,
+    "response_length": 2000,
+    "temperature": 0.5,
+    "top_p": 0.9,
+    "max_tokens": 600,
+}
+
+
+async def tell(gateway: Gateway, what: str, **told: Any) -> httpx.Response:
+    return await gateway.client.post(f"/track/{what}", json=told)
+
+
+async def test_a_call_that_is_told_has_a_row_with_all_of_it(gateway: Gateway) -> None:
+    answer = await tell(gateway, "inference", **INFERENCE)
+    assert (answer.status_code, answer.json()) == (201, {"id": "mine-1"})
+    row = await gateway.row()
+    assert row["timestamp"] == 1_795_176_000_250
+    assert (row["endpoint"], row["attempt"], row["is_final"]) == ("/track/inference", 1, 1)
+    assert (row["usage_source"], row["cost_source"]) == ("provider", "provider")
+    assert row["cost_estimate_usd"] == 0.25
+    same = INFERENCE.keys() - {"timestamp", "cost_usd"}
+    assert {name: row[name] for name in same} == {name: INFERENCE[name] for name in same}
+    [kept] = await gateway.rows(1, "SELECT * FROM errors")
+    assert (kept["request_id"], kept["error_type"]) == ("mine-1", "server_error")
+
+
+async def test_what_is_not_told_is_unknown_and_the_id_is_made(gateway: Gateway) -> None:
+    answer = await tell(gateway, "inference", provider="lab", model="unpriced")
+    row = await gateway.row()
+    assert row["request_id"] == answer.json()["id"]
+    assert len(row["request_id"]) == 26
+    unknown = ("input_tokens", "cost_estimate_usd", "response_time_ms", "temperature", "client_id")
+    assert [row[name] for name in unknown] == [None] * 5
+    assert (row["status"], row["usage_source"], row["cost_source"]) == ("success", "none", "none")
+
+
+async def test_a_call_without_a_cost_is_priced_as_the_gateways_own(gateway: Gateway) -> None:
+    await tell(gateway, "inference", provider="lab", model="json", input_tokens=10, output_tokens=4)
+    row = await gateway.row()
+    assert (row["cost_estimate_usd"], row["cost_source"]) == (0.000011, "config")
+    [day] = await gateway.rows(1, "SELECT * FROM daily_costs")
+    assert (day["total_cost_usd"], day["invocations"]) == (0.000011, 1)
+
+
+async def test_a_call_that_is_told_again_counts_once(gateway: Gateway) -> None:
+    for _ in range(3):
+        told = {"model": "json", "input_tokens": 10, "output_tokens": 4}
+        answer = await tell(gateway, "inference", request_id="again", provider="lab", **told)
+        assert answer.json() == {"id": "again"}
+    await tell(gateway, "inference", request_id="last", provider="lab", model="json")
+    await gateway.rows(1, "SELECT * FROM api_calls WHERE request_id = 'last'")
+    [day] = gateway.select("SELECT invocations, total_tokens FROM daily_costs")
+    assert day == {"invocations": 2, "total_tokens": 14}
+
+
+async def test_the_names_of_older_programs_are_understood(gateway: Gateway) -> None:
+    older = {"invocation_id": "i", "model_name": "m", "prompt_tokens": 3, "completion_tokens": 4}
+    answer = await tell(gateway, "inference", provider="lab", latency_ms=5, **older)
+    assert answer.json() == {"id": "i"}
+    row = await gateway.row()
+    assert (row["model"], row["total_tokens"], row["response_time_ms"]) == ("m", 7, 5.0)
+
+
+async def test_an_error_that_is_told_has_a_row(gateway: Gateway) -> None:
+    key = "sk-proj-" + "a1B2" * 8
+    told = {"request_id": "r", "provider": "lab", "model": "json", "http_status": 500}
+    for number in range(2):
+        answer = await tell(
+            gateway,
+            "error",
+            error_type="ParseError",
+            error_message=f"no JSON after {number} tries with {key}",
+            severity="warning",
+            endpoint="/summaries",
+            **told,
+        )
+        assert (answer.status_code, answer.json()) == (201, {"id": "r"})
+    first, second = await gateway.rows(2, "SELECT * FROM errors ORDER BY id")
+    assert first["error_message"] == "no JSON after 0 tries with [redacted]"
+    assert (first["error_type"], first["severity"]) == ("ParseError", "warning")
+    assert (first["provider"], first["model_name"], first["http_status"]) == ("lab", "json", 500)
+    assert (first["request_id"], first["endpoint"], first["stack_trace"]) == (
+        "r",
+        "/summaries",
+        None,
+    )
+    assert first["fingerprint"] == second["fingerprint"]
+
+
+async def test_errors_that_differ_are_told_apart(gateway: Gateway) -> None:
+    for message in ("no JSON", "no answer"):
+        await tell(gateway, "error", error_type="ParseError", error_message=message)
+    first, second = await gateway.rows(2, "SELECT * FROM errors")
+    assert first["fingerprint"] != second["fingerprint"]
+
+
+async def test_an_event_is_a_row_that_can_be_asked_for(gateway: Gateway) -> None:
+    attributes = {"cache": "answers", "size": 3, "share": 0.5, "warm": True}
+    answer = await tell(
+        gateway,
+        "custom",
+        event_id="e-1",
+        timestamp="2026-11-20T12:00:00Z",
+        name="cache_hit",
+        value=1,
+        request_id="r",
+        agent_name="nightly",
+        tool_name="summary",
+        attributes=attributes,
+    )
+    assert (answer.status_code, answer.json()) == (201, {"id": "e-1"})
+    await gateway.rows(1, "SELECT * FROM custom_events")
+    found = (await gateway.client.get("/stats/events?start=2026-01-01")).json()["data"]
+    assert found == [
+        {
+            "id": 1,
+            "event_id": "e-1",
+            "timestamp": "2026-11-20T12:00:00.000Z",
+            "name": "cache_hit",
+            "value": 1.0,
+            "request_id": "r",
+            "agent_name": "nightly",
+            "tool_name": "summary",
+            "client_id": None,
+            "metadata": attributes,
+        }
+    ]
+
+
+GOOD: dict[str, dict[str, Any]] = {
+    "inference": {"provider": "lab", "model": "json"},
+    "error": {"error_type": "ParseError", "error_message": "no JSON"},
+    "custom": {"name": "cache_hit"},
+}
+
+
+@pytest.mark.parametrize(
+    ("what", "wrong", "param"),
+    [
+        ("inference", {"prompt": CANARY}, "prompt"),
+        ("inference", {"messages": [{"role": "user", "content": CANARY}]}, "messages"),
+        ("inference", {"metadata": {"answer": CANARY}}, "metadata"),
+        ("inference", {"model": None}, "model"),
+        ("inference", {"provider": ""}, "provider"),
+        ("inference", {"provider": "a\0b"}, "provider"),
+        ("error", {"error_message": "a\0b"}, "error_message"),
+        ("inference", {"model": "m" * 201}, "model"),
+        ("inference", {"model_name": "other"}, "model_name"),
+        ("inference", {"status": "failed"}, "status"),
+        ("inference", {"status": "error", "error_reason": "bad luck"}, "error_reason"),
+        ("inference", {"input_tokens": -1}, "input_tokens"),
+        ("inference", {"input_tokens": "12"}, "input_tokens"),
+        ("inference", {"output_tokens": 2**63}, "output_tokens"),
+        ("inference", {"cost_usd": -0.5}, "cost_usd"),
+        ("inference", {"http_status": 99}, "http_status"),
+        ("inference", {"timestamp": "yesterday"}, "timestamp"),
+        ("error", {"stack_trace": CANARY}, "stack_trace"),
+        ("error", {"severity": "fatal"}, "severity"),
+        ("error", {"timestamp": "1969-01-01"}, "timestamp"),
+        ("custom", {"text": CANARY}, "text"),
+        ("custom", {"attributes": {"prompt": CANARY * 10}}, "attributes"),
+        ("custom", {"attributes": {"nested": {"prompt": CANARY}}}, "attributes"),
+        ("custom", {"attributes": {f"a{n}": n for n in range(17)}}, "attributes"),
+        ("custom", {"value": "many"}, "value"),
+    ],
+)
+async def test_what_does_not_hold_is_named_and_nothing_is_kept(
+    gateway: Gateway, what: str, wrong: dict[str, Any], param: str
+) -> None:
+    answer = await tell(gateway, what, **GOOD[what] | wrong)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (422, param)
+    assert error["type"] == "invalid_request_error"
+    assert error["message"].startswith(f"{param}: ")
+    assert CANARY not in answer.text
+    for table in ("api_calls", "errors", "custom_events"):
+        assert gateway.select(f"SELECT * FROM {table}") == []
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"5", b"null", b"\xff"])
+async def test_what_is_no_object_is_refused(gateway: Gateway, body: bytes) -> None:
+    for what in GOOD:
+        answer = await gateway.client.post(f"/track/{what}", content=body)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (422, "body")
+
+
+async def test_a_body_that_is_too_long_is_refused(gateway: Gateway) -> None:
+    answer = await gateway.client.post("/track/error", content=b" " * (track.MAX_BODY + 1))
+    assert answer.status_code == 413
+
+
+async def test_a_key_is_needed_where_one_is_set(start: Start, upstream: Upstream) -> None:
+    config = {"auth": {"master_key": KEY}, "providers": {"lab": lab(upstream.url)}}
+    gateway = await start(config)
+    for what, told in GOOD.items():
+        async with httpx.AsyncClient(base_url=gateway.url) as stranger:
+            bare = await stranger.post(f"/track/{what}", json=told)
+        assert (bare.status_code, bare.json()["error"]["code"]) == (401, "invalid_api_key")
+        assert (await tell(gateway, what, **told)).status_code == 201
+    assert (await gateway.row())["client_id"] == "master"
+    for table in ("errors", "custom_events"):
+        [row] = await gateway.rows(1, f"SELECT * FROM {table}")
+        assert row["client_id"] == "master"
+
+
+@pytest.mark.parametrize("off", [{"privacy_level": "none"}, {"enabled": False}])
+async def test_where_nothing_is_kept_nothing_is_promised(
+    start: Start, upstream: Upstream, off: dict[str, Any]
+) -> None:
+    gateway = await start({"providers": {"lab": lab(upstream.url)}, "telemetry": off})
+    for what, told in GOOD.items():
+        answer = await tell(gateway, what, **told)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "telemetry_off")
+        assert answer.headers["x-should-retry"] == "false"
+
+
+def test_every_member_of_an_inference_is_a_field_or_a_column() -> None:
+    names = track.Inference.model_fields.keys() - {"cost_usd"}
+    assert names <= set(CallRecord.__struct_fields__)
