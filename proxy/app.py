@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any
 
@@ -29,6 +28,7 @@ from proxy.api.models import models_router
 from proxy.api.openai import RELAYED, Calls
 from proxy.api.stats import stats_router
 from proxy.api.track import track_router
+from proxy.banner import example
 from proxy.clock import monotonic, now_ms
 from proxy.errors import ErrorReason
 from proxy.learnt import restore
@@ -59,12 +59,9 @@ from proxy.upstreams import Upstreams
 DRAIN_SECONDS = 10.0
 """How long the writer may try to write what is left when the gateway stops."""
 
-EXAMPLE_SECONDS = 2.0
-
 FIXED = ("server", "auth", "state", "telemetry")
 """The sections that are read at the start alone."""
 
-_NO_CHAT = re.compile("embed|whisper|tts|audio|guard|image|rerank|veo|aqa", re.IGNORECASE)
 _log = logging.getLogger("tollkeeper")
 
 
@@ -191,7 +188,7 @@ class _Gateway:
         self._start_loops(stack, tasks, restored)
         self._add_routes()
         self._app.state.reload = self.reload
-        self._app.state.example_model = await self._example()
+        self._app.state.example_model = await example(settings.models, self._lists.all)
 
     def reload(self) -> dict[str, Any]:
         """Read the configuration again and go by it from the next request on.
@@ -350,20 +347,6 @@ class _Gateway:
 
     async def _refresh_models(self) -> None:
         await self._lists.all()
-
-    async def _example(self) -> str | None:
-        """A model to show how to call: an alias, else the first that sounds like one to chat with.
-
-        The providers have a moment to list theirs; one that takes longer is not waited for.
-        """
-        for alias in self._settings.models:
-            return alias
-        with suppress(TimeoutError):
-            async with asyncio.timeout(EXAMPLE_SECONDS):
-                for model in await self._lists.all():
-                    if not _NO_CHAT.search(model.name):
-                        return f"{model.provider}/{model.name}"
-        return None
 
     # What the model lists and the statistics ask for.
 

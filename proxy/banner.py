@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 from proxy import __version__
 from proxy.schema import Settings
+from proxy.types import ModelInfo
+
+EXAMPLE_SECONDS = 2.0
+_NO_CHAT = re.compile("embed|whisper|tts|audio|guard|image|rerank|veo|aqa", re.IGNORECASE)
 
 
 def banner(
@@ -41,6 +48,23 @@ def banner(
         lines.append("              and is shown above, this once")
     lines += ["", "  try", f"  {_command(address, example, locked=key is not None)}", ""]
     return "\n".join(lines)
+
+
+async def example(
+    aliases: Iterable[str], listed: Callable[[], Awaitable[Sequence[ModelInfo]]]
+) -> str | None:
+    """A model to show how to call: an alias, else the first that sounds like one to chat with.
+
+    The providers have a moment to list theirs; one that takes longer is not waited for.
+    """
+    for alias in aliases:
+        return alias
+    with suppress(TimeoutError):
+        async with asyncio.timeout(EXAMPLE_SECONDS):
+            for model in await listed():
+                if not _NO_CHAT.search(model.name):
+                    return f"{model.provider}/{model.name}"
+    return None
 
 
 def _provider(name: str, keys: int) -> str:
