@@ -25,6 +25,8 @@ _NUMBER = re.compile(r"\d{1,12}(?:\.\d{1,12})?")
 def duration(text: str) -> float | None:
     """Seconds of a Go duration (``2m59.56s``, ``172.8ms``, ``1h2m3s``), of protobuf's ``36s``, or
     of a plain number of seconds; None for anything else."""
+    if single := _PARTS.fullmatch(text):  # nearly all are
+        return float(single[1]) * _UNITS[single[2]]
     if _NUMBER.fullmatch(text):
         return float(text)
     if not _DURATION.fullmatch(text):

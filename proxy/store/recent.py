@@ -1,12 +1,13 @@
 """The newest calls, in memory: they are shown at once, before their rows are written.
 
-They stand in the order in which they ended. Each is encoded when it comes, so that to show a
-thousand costs no more than to join them.
+They stand in the order in which they ended. A call is encoded when it is first shown: most never
+are, and a busy second has thousands of them.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
 from itertools import islice
 
 import msgspec
@@ -29,7 +30,7 @@ class Recent:
 
     def __init__(self, most: int = MOST) -> None:
         self._most = most
-        self._calls: OrderedDict[tuple[str, int], msgspec.Raw] = OrderedDict()
+        self._calls: OrderedDict[tuple[str, int], CallRecord | msgspec.Raw] = OrderedDict()
 
     async def load(self, connection: AsyncConnection) -> None:
         """Begin with the newest rows that the database has."""
@@ -37,14 +38,11 @@ class Recent:
             connection, api_calls, ("timestamp", "id"), (), self._most, cursor=None
         )
         for each in sorted(found, key=lambda each: each["finished_at"]):
-            self._put((each["request_id"], each["attempt"]), each)
+            self._put((each["request_id"], each["attempt"]), _encoded(each))
 
     def add(self, call: CallRecord) -> None:
         """An attempt has ended."""
-        try:
-            self._put((call.request_id, call.attempt), _row(call))
-        except UnicodeEncodeError:  # half a character, which a client or a provider may send
-            self._put((call.request_id, call.attempt), _row(mend(call)))
+        self._put((call.request_id, call.attempt), call)
 
     def amend(self, call: CallRecord) -> None:
         """More is known of an attempt, such as its price; nothing happens if it is not held."""
@@ -53,18 +51,32 @@ class Recent:
 
     def newest(self, filters: Filters, limit: int) -> list[msgspec.Raw]:
         """The last that ended first, as JSON. The window of the filters does not apply."""
-        calls = reversed(self._calls.values())
+        calls = self._shown()
         if filters != Filters(start=filters.start, end=filters.end):
             calls = (call for call in calls if admits(filters, msgspec.json.decode(call)))
         return list(islice(calls, limit))
 
-    def _put(self, key: tuple[str, int], call: Row) -> None:
-        self._calls[key] = msgspec.Raw(msgspec.json.encode(shown(api_calls, call)))
+    def _shown(self) -> Iterator[msgspec.Raw]:
+        for key in reversed(list(self._calls)):
+            call = self._calls[key]
+            if isinstance(call, CallRecord):
+                call = self._calls[key] = _of_record(call)
+            yield call
+
+    def _put(self, key: tuple[str, int], call: CallRecord | msgspec.Raw) -> None:
+        self._calls[key] = call
         if len(self._calls) > self._most:
             self._calls.popitem(last=False)
 
 
-def _row(call: CallRecord) -> Row:
+def _of_record(call: CallRecord) -> msgspec.Raw:
     """As the database would tell it."""
     values = dict(zip(COLUMNS, row(call), strict=True))
-    return {"id": None, **values, "success": call.status == "success"}
+    try:
+        return _encoded({"id": None, **values, "success": call.status == "success"})
+    except UnicodeEncodeError:  # half a character, which a client or a provider may send
+        return _of_record(mend(call))
+
+
+def _encoded(call: Row) -> msgspec.Raw:
+    return msgspec.Raw(msgspec.json.encode(shown(api_calls, call)))
