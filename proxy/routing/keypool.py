@@ -81,8 +81,8 @@ class KeyPool:
                 key.disabled, kept = kept.disabled, key
                 self._lift([("key", key.name, "")])
             kept.quota_group, kept.weight, kept.order = key.quota_group, key.weight, order
-            kept.load = kept.in_flight / kept.weight
             kept.turn = max(kept.turn, self._turn + 0.5 * _stride(strategy, kept))
+            kept.load = kept.in_flight / kept.weight, kept.turn
             self.keys.append(kept)
         self._strategy = strategy
         self._rank = _RANKS.get(strategy, _RANKS["least_busy"])
@@ -226,10 +226,10 @@ class KeyPool:
         """``counters`` have counted the call already."""
         key.in_flight += 1
         key.tried += 1
-        key.load = key.in_flight / key.weight
         # Who could not take his turns does not get them all at once later.
         self._turn = turn = max(key.turn, self._turn)
         key.turn = turn + _stride(self._strategy, key)
+        key.load = key.in_flight / key.weight, key.turn
         if session is not None and self._strategy == "sticky":
             self._sessions.keep(session, key.name, now)
         probe = self.health.begin(model, now)
@@ -259,7 +259,7 @@ class KeyPool:
     def _release(self, lease: KeyLease, sent: bool) -> None:
         key = lease.key
         key.in_flight -= 1
-        key.load = key.in_flight / key.weight
+        key.load = key.in_flight / key.weight, key.turn
         self.health.end(lease.model, lease.probe)
         for counter in lease.counters:
             if sent and lease.counts:
@@ -369,7 +369,7 @@ _RANKS: dict[str, Callable[[Key], Any]] = {
     "fallback": attrgetter("order"),
     "weighted": attrgetter("turn"),
     "round_robin": attrgetter("turn"),
-    "least_busy": attrgetter("load", "turn"),
+    "least_busy": attrgetter("load"),
 }
 
 

@@ -446,7 +446,7 @@ def test_a_reload_keeps_what_is_known_of_a_key() -> None:
     keys.switch("k2", disabled=True)
     keys.configure(named(5, 5, 1))
     assert keys.keys[0] is first.key
-    assert (first.key.weight, first.key.load) == (5, 0.2)
+    assert (first.key.weight, first.key.load[0]) == (5, 0.2)
     assert take(keys).key.name == "k3"
     assert keys.lease("m", 0, tried=("k3",)) is None
     keys.configure([])
