@@ -346,9 +346,9 @@ def test_many_threads_share_a_logger(telemetry: TelemetryLogger, path: Path) -> 
     assert (day["invocations"], day["total_tokens"]) == (400, 800)
 
 
-@pytest.mark.skipif("postgresql" not in REACHABLE, reason="no PostgreSQL is running here")
-async def test_a_postgresql_is_as_good_as_a_file(tmp_path: Path) -> None:
-    async with database("postgresql", tmp_path) as url:
+@pytest.mark.parametrize("kind", REACHABLE)
+async def test_every_kind_of_database_is_as_good(kind: str, tmp_path: Path) -> None:
+    async with database(kind, tmp_path) as url:
         with TelemetryLogger(url, strict=True) as telemetry:
             told = record(invocation_id="a", prompt_tokens=1, completion_tokens=2, latency_ms=5)
             telemetry.log_invocation(told)
