@@ -18,6 +18,12 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
+def instant(moment: float, now: float, at: int) -> int:
+    """A moment of the monotonic clock as UTC milliseconds; ``now`` and ``at`` are the same moment
+    on both clocks."""
+    return at + round((moment - now) * 1000)
+
+
 def rfc3339(ms: int | None) -> str | None:
     """UTC milliseconds as RFC 3339 with a ``Z``, to the millisecond."""
     if ms is None:

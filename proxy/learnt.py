@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from proxy.clock import monotonic, now_ms
+from proxy.clock import instant, monotonic, now_ms
 from proxy.errors import ErrorReason
 from proxy.routing.counters import CONCURRENT, Owner
 from proxy.routing.events import Event, Lifted, Parked, Switched
@@ -52,12 +52,12 @@ def records(event: Event) -> Iterator[Record]:
                 model=place[2],
                 key_id=key_id,
                 account=account,
-                until=_instant(rest.until, now, at),
+                until=instant(rest.until, now, at),
                 reason=str(rest.reason),
                 backoff_count=rest.count,
                 at=at,
                 source=source,
-                probe_at=None if rest.probe_at is None else _instant(rest.probe_at, now, at),
+                probe_at=None if rest.probe_at is None else instant(rest.probe_at, now, at),
             )
         case Lifted(provider=provider, places=places):
             for place in places:
@@ -71,7 +71,7 @@ def records(event: Event) -> Iterator[Record]:
                 from_state=turn.from_state,
                 to_state=turn.to_state,
                 reason=turn.reason,
-                until=None if turn.until is None else _instant(turn.until, now, at),
+                until=None if turn.until is None else instant(turn.until, now, at),
                 openings=turn.openings,
                 at=at,
             )
@@ -185,7 +185,3 @@ def _rest(record: CooldownRecord, now: float, at: int) -> tuple[Place, Rest]:
         rest.probe_at = now + (record.probe_at - at) / 1000
         rest.probe_wait = max(1.0, (record.probe_at - record.at) / 1000)
     return place, rest
-
-
-def _instant(moment: float, now: float, at: int) -> int:
-    return at + round((moment - now) * 1000)

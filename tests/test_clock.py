@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy import clock
-from proxy.clock import encode_id, new_id, now_ms, rfc3339, until_midnight
+from proxy.clock import encode_id, instant, new_id, now_ms, rfc3339, until_midnight
 
 ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 CALIFORNIA = ZoneInfo("America/Los_Angeles")
@@ -82,3 +82,8 @@ def test_a_day_ends_at_midnight_of_its_zone() -> None:
 def test_a_day_with_a_changed_clock_has_its_true_length() -> None:
     start_of_25_hours = 1_793_516_400.0  # 2026-11-01T07:00:00Z, midnight there
     assert until_midnight(start_of_25_hours, CALIFORNIA) == 25 * 3600
+
+
+def test_a_moment_of_one_clock_is_an_instant_of_the_other() -> None:
+    assert instant(12.5, 10.0, 1_000_000) == 1_002_500
+    assert instant(9.9996, 10.0, 1_000_000) == 1_000_000

@@ -137,3 +137,15 @@ def test_the_command_prints_it(
     assert "canary" not in out
     assert cli.main(["explain", "nobody"]) == 1
     assert "does not exist here" in capsys.readouterr().err
+
+
+async def test_the_cheapest_of_the_catalogue_comes_first(tmp_path: Path) -> None:
+    file = tmp_path / "t.yaml"
+    file.write_text(
+        "providers: {groq: {keys: [{value: gsk_1}]}}\n"
+        "models: {a: {targets: [groq/llama-3.3-70b-versatile, groq/llama-3.1-8b-instant],"
+        " strategy: lowest_cost}}\n"
+        f"telemetry: {{database_url: 'sqlite+aiosqlite:///{tmp_path}/none.db'}}\n"
+    )
+    told = (await explain(load(file, {}, {}), "a")).splitlines()
+    assert told[1:4:2] == ["1. groq/llama-3.1-8b-instant", "2. groq/llama-3.3-70b-versatile"]

@@ -627,3 +627,24 @@ def test_no_restart_shortens_a_deadline_whatever_came_before(story: list[Any]) -
     assert after.keys() >= left.keys()
     for place, rest in left.items():
         assert after[place].until == pytest.approx(rest.until, abs=0.002)
+
+
+async def test_what_is_taken_up_late_counts_no_call_of_this_process_and_turns_no_breaker(
+    clock: Clock, store: Store
+) -> None:
+    """A database that could not be read at the start is read when it can be."""
+    made = {"provider": "lab", "model": "big", "key_id": "k1", "account": "org"}
+    await store.write(
+        [
+            call(timestamp=NOON - 30_000, **made),
+            call(timestamp=NOON + 5_000, **made),
+            BreakerRecord("lab", "big", "closed", "open", "timeout", NOON + 90_000, 3, NOON - 1),
+        ]
+    )
+    clock.move(10)
+    late = World(clock, allowances=Allowances(groups={"org": limited(rpm=5)}))
+    late.pool.health.breaker("big")  # which has judged by itself since
+    async with store.reader() as connection:
+        await restore(connection, late.pools, NOON)
+    assert late.used()[("", "org", ""), "requests_minute"] == 1
+    assert late.pool.health.breakers["big"].state == "closed"

@@ -326,3 +326,11 @@ def test_sessions_stay_with_their_targets_and_keys_after_a_reload() -> None:
     assert second.planner.plan("fast", demand, NOW).targets[0] == served
     assert take(second.pools["lab"], session="s").key.name == taken.key.name
     assert len(second.planner.plan("fast", demand, NOW).targets) == 7
+
+
+def test_a_reload_grants_no_new_retries_and_takes_the_new_budget() -> None:
+    yard = Yard()
+    first = yard.routes(routing={"retry_budget": {"minimum": 2}})
+    assert [first.retries.spend(NOW) for _ in range(3)] == [True, True, False]
+    second = yard.routes(before=first, routing={"retry_budget": {"minimum": 3}})
+    assert [second.retries.spend(NOW) for _ in range(2)] == [True, False]

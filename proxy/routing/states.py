@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from proxy.clock import instant
 from proxy.routing.key import Key
 from proxy.routing.keypool import KeyPool
 from proxy.routing.rests import WORST, Place, Rest, State
@@ -27,7 +28,7 @@ def _state(pool: KeyPool, key: Key, now: float, at: int) -> dict[str, Any]:
     )
     state: State = worst.state if worst is not None else "healthy"
     reason = str(worst.reason) if worst is not None else None
-    until = _instant(worst.until, now, at) if worst is not None else None
+    until = instant(worst.until, now, at) if worst is not None else None
     if key.disabled:
         state, reason, until = "disabled", "operator", None
     return {
@@ -54,7 +55,7 @@ def _model(models: str, rest: Rest, now: float, at: int) -> dict[str, Any]:
         "model": models or None,
         "state": rest.state,
         "reason": str(rest.reason),
-        "until": _instant(rest.until, now, at),
+        "until": instant(rest.until, now, at),
     }
 
 
@@ -95,7 +96,3 @@ def _limit(
 def _holds(place: Place, key: Key) -> bool:
     kind, name, _ = place
     return name == (key.quota_group if kind == "group" else key.name)
-
-
-def _instant(moment: float, now: float, at: int) -> int:
-    return at + round((moment - now) * 1000)

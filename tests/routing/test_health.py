@@ -107,3 +107,14 @@ def test_ten_thousand_models_leave_few_of_anything(monkeypatch: pytest.MonkeyPat
         assert len(each._latencies) <= 100
     assert not each._busy
     assert each.wait("ill", 0) > 0  # an open breaker is not forgotten for closed ones
+
+
+def test_other_rules_with_another_window_begin_with_an_empty_one() -> None:
+    by_rate = BreakerRules(failures=100, rate=0.5, minimum=4, window=30)
+    for window, state in ((30.0, "open"), (60.0, "closed")):
+        health = Health("lab", by_rate, lambda _: None)
+        for _ in range(3):
+            health.failed("m", "server_error", False, 1.0)
+        health.configure(BreakerRules(failures=100, rate=0.5, minimum=4, window=window))
+        health.failed("m", "server_error", False, 1.0)
+        assert health.breakers["m"].state == state

@@ -480,3 +480,24 @@ def test_ten_thousand_models_leave_little_behind(monkeypatch: pytest.MonkeyPatch
     for number in range(10_000):
         one(keys, f"m{number}", session=f"s{number}")
         assert len(keys._surveys) <= 100
+
+
+def test_a_key_that_is_not_let_in_uses_up_nothing() -> None:
+    keys = pool(1, 1, group="org")
+    allow(keys, org=rpm(1))
+    refused = take(keys)
+    refused.failed(Verdict(Action.NEXT_KEY, rests="key"), ErrorReason.AUTHENTICATION, 0)
+    refused.release()
+    assert one(keys, now=0.1) == "k2"
+    assert keys.lease("m", 0.2) is None
+
+
+def test_a_call_that_one_limit_has_no_room_for_is_counted_by_none() -> None:
+    keys = pool(1, group="org")
+    both = Allowance((Limit("requests", 5, MINUTE), Limit("tokens", 100, MINUTE)))
+    allow(keys, org=both)
+    take(keys, tokens=90).release()
+    for _ in range(9):
+        assert keys.lease("m", 0.1, tokens=50) is None
+    counted = {window.limit.kind: window.used for _, window in keys.counters.windows()}
+    assert counted == {"requests": 1, "tokens": 90}
