@@ -16,12 +16,12 @@ from proxy.routing.events import Event, Lifted, Parked, Switched
 from proxy.routing.health import Turned
 from proxy.routing.key import Key
 from proxy.routing.rests import Rest
+from proxy.sample import HostSample
 from proxy.types import (
     BreakerRecord,
     CallRecord,
     CooldownRecord,
     FaultRecord,
-    HostSample,
     LiftRecord,
     ModelInfo,
     SwitchRecord,

@@ -22,7 +22,7 @@ import psutil
 import pynvml  # type: ignore[import-untyped]
 
 from proxy.clock import monotonic, now_ms
-from proxy.types import GpuSample, HostSample
+from proxy.sample import GpuSample, HostSample
 
 _log = logging.getLogger("tollkeeper.host")
 

@@ -9,7 +9,8 @@ import httpx
 import msgspec
 
 from proxy.clock import monotonic, now_ms
-from proxy.metering.meter import Attempt, Meter
+from proxy.metering.attempt import Attempt
+from proxy.metering.meter import Meter
 from proxy.providers.base import Provider
 from proxy.relay.inbound import Inbound
 from proxy.relay.outbound import Outbound, fault_of

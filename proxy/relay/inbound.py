@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from proxy.errors import ErrorReason, GatewayError
-from proxy.metering.meter import Asked
+from proxy.metering.attempt import Asked
 from proxy.types import Headers, Operation
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]

@@ -11,6 +11,7 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from proxy.clock import now_ms
+from proxy.sample import HostSample
 from proxy.store import breakers, catalog, costs, events, faults, limits, rests, samples
 from proxy.store.events import EventRecord
 from proxy.store.health import Health
@@ -23,15 +24,14 @@ from proxy.types import (
     CooldownRecord,
     CountRecord,
     FaultRecord,
-    HostSample,
     LiftRecord,
     ModelInfo,
     SwitchRecord,
 )
 
 _FIELDS = CallRecord.__struct_fields__
-_COST = _FIELDS.index("cost_nano_usd")
-COLUMNS = (*_FIELDS[:_COST], "cost_estimate_usd", *_FIELDS[_COST + 1 : -1])
+_COST = _FIELDS.index("cost_nano_usd")  # and the list price next to it
+COLUMNS = (*_FIELDS[:_COST], "cost_estimate_usd", "list_cost_usd", *_FIELDS[_COST + 2 : -1])
 """The columns that a CallRecord fills, in the order of its fields."""
 
 
@@ -120,9 +120,9 @@ class Ledger:
 def row(record: CallRecord) -> tuple[Any, ...]:
     """The values of ``COLUMNS``."""
     values = msgspec.structs.astuple(record)
-    cost = values[_COST]
-    dollars = None if cost is None else cost / 1e9
-    return (*values[:_COST], dollars, *values[_COST + 1 : -1])
+    cost, listed = values[_COST : _COST + 2]
+    dollars = (None if cost is None else cost / 1e9, None if listed is None else listed / 1e9)
+    return (*values[:_COST], *dollars, *values[_COST + 2 : -1])
 
 
 async def insert_calls(

@@ -12,7 +12,7 @@ import pytest
 
 from proxy.observe import host
 from proxy.observe.host import HostSampler
-from proxy.types import GpuSample, HostSample
+from proxy.sample import GpuSample, HostSample
 
 MIB = 1024**2
 GIB = 1024**3

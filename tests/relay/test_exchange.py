@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from proxy.clock import monotonic
-from proxy.metering.meter import Attempt
+from proxy.metering.attempt import Attempt
 from proxy.providers.base import Provider
 from proxy.providers.openai import OpenAI
 from proxy.relay.exchange import MAX_ERROR_BODY, Call, exchange

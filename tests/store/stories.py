@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
+from proxy.sample import GpuSample, HostSample
 from proxy.store.events import EventRecord
-from proxy.types import (
-    BreakerRecord,
-    CooldownRecord,
-    FaultRecord,
-    GpuSample,
-    HostSample,
-    ModelInfo,
-)
+from proxy.types import BreakerRecord, CooldownRecord, FaultRecord, ModelInfo
 from tests.store.rows import call, failed
 
 NOON = 1_735_732_800_123

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select, text
 
+from proxy.sample import GpuSample, HostSample
 from proxy.store import calls, groups, retention, schema, series, sizes, state
 from proxy.store.address import StoreError
 from proxy.store.engine import Store
@@ -18,8 +19,6 @@ from proxy.types import (
     CooldownRecord,
     CountRecord,
     FaultRecord,
-    GpuSample,
-    HostSample,
     ModelInfo,
     SwitchRecord,
 )
