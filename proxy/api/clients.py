@@ -3,6 +3,8 @@ itself, in the shape that OpenRouter made usual."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 from typing import Annotated, Any
 
@@ -48,83 +50,123 @@ class Rotation(BaseModel):
 
 def clients_router(keys: ClientKeys, store: Store) -> APIRouter:
     """``keys`` are the clients' keys; ``store`` has their calls."""
+    clients = _Clients(keys, store)
     router = APIRouter()
+    one = "/admin/keys/{client_id}"
+    router.add_api_route("/admin/keys", clients.create, methods=["POST"], status_code=201)
+    router.add_api_route("/admin/keys", clients.listed, methods=["GET"])
+    router.add_api_route(one, clients.one, methods=["GET"])
+    router.add_api_route(one, clients.revoke, methods=["DELETE"])
+    router.add_api_route(f"{one}/rotate", clients.rotate, methods=["POST"])
+    router.add_api_route("/v1/key", clients.own, methods=["GET"])
+    router.add_api_route("/v1/generation", clients.generation, methods=["GET"])
+    return router
 
-    @router.post("/admin/keys", status_code=201)
-    async def create(request: Request) -> dict[str, Any]:
-        _check_kept(keys)
+
+class _Clients:
+    def __init__(self, keys: ClientKeys, store: Store) -> None:
+        self._keys = keys
+        self._store = store
+
+    async def create(self, request: Request) -> dict[str, Any]:
         asked = await told(request, NewKey)
         try:
             expires_at = None if asked.expires_at is None else moment(asked.expires_at)
         except ValueError as error:
             raise bad("expires_at", str(error)) from None
         client = new_client(**asked.model_dump(exclude={"expires_at"}), expires_at=expires_at)
-        try:
-            key = await keys.create(client)
-        except StoreError as error:
-            raise _unkept(error) from error
-        return {"id": client.id, "key": key, **_shown(client)}
+        with self._keeping():
+            key = await self._keys.create(client)
+        return {"key": key, **_shown(client)}
 
-    @router.get("/admin/keys")
-    async def listed() -> dict[str, Any]:
-        return {"data": [_shown(client) for client in keys.all()], "next_cursor": None}
+    async def listed(self) -> dict[str, Any]:
+        return {"data": [_shown(client) for client in self._keys.all()], "next_cursor": None}
 
-    @router.get("/admin/keys/{client_id}")
-    async def one(client_id: str) -> dict[str, Any]:
-        client = keys.get(client_id)
+    async def one(self, client_id: str) -> dict[str, Any]:
+        client = self._keys.get(client_id)
         if client is None:
-            raise _no_client(client_id)
+            raise GatewayError(
+                404,
+                f"There is no client '{client_id[:100]}' here.",
+                ErrorReason.NOT_FOUND,
+                code="key_not_found",
+            )
         return _shown(client)
 
-    @router.delete("/admin/keys/{client_id}")
-    async def revoke(client_id: str) -> dict[str, Any]:
-        try:
-            known = await keys.revoke(client_id)
-        except StoreError as error:
-            raise _unkept(error) from error
-        client = keys.get(client_id)
-        if not known or client is None:
-            raise _no_client(client_id)
-        return _shown(client)
+    async def revoke(self, client_id: str) -> dict[str, Any]:
+        with self._keeping():
+            await self._keys.revoke(client_id)
+        return await self.one(client_id)
 
-    @router.post("/admin/keys/{client_id}/rotate")
-    async def rotate(client_id: str, request: Request) -> dict[str, Any]:
+    async def rotate(self, client_id: str, request: Request) -> dict[str, Any]:
         asked = await told(request, Rotation)
         try:
             grace = span(asked.grace)
         except ValueError as error:
             raise bad("grace", str(error)) from None
-        try:
-            key = await keys.rotate(client_id, grace)
-        except StoreError as error:
-            raise _unkept(error) from error
-        client = keys.get(client_id)
-        if key is None or client is None:
-            raise _no_client(client_id)
-        return {"id": client.id, "key": key, **_shown(client)}
+        with self._keeping():
+            key = await self._keys.rotate(client_id, grace)
+        return {"key": key, **await self.one(client_id)}
 
-    @router.get("/v1/key")
-    async def own(request: Request) -> dict[str, Any]:
+    async def own(self, request: Request) -> dict[str, Any]:
         caller: Caller = request.scope["caller"]
-        return {"data": await _own(keys, caller)}
+        client = caller.client or Client(id="", name=caller.client_id or "", created_at=0)
+        return {
+            "data": {
+                "id": caller.client_id,
+                "label": client.name or None,
+                **await self._usage(caller.client_id or ""),
+                "models": list(client.models),
+                "providers": list(client.providers),
+                "tags": list(client.tags),
+                "expires_at": rfc3339(client.expires_at),
+            }
+        }
 
-    @router.get("/v1/generation")
-    async def generation(request: Request, id: str) -> dict[str, Any]:
+    async def generation(self, request: Request, id: str) -> dict[str, Any]:
         caller: Caller = request.scope["caller"]
-        try:
-            async with store.reader() as connection:
+        with self._keeping():
+            async with self._store.reader() as connection:
                 attempts = await calls.request(connection, id)
-        except StoreError as error:
-            raise GatewayError(503, str(error), ErrorReason.INTERNAL) from error
-        mine = caller.client is None or any(
-            row["client_id"] == caller.client_id for row in attempts
+        others = caller.client is not None and any(
+            row["client_id"] != caller.client_id for row in attempts
         )
-        if not attempts or not mine:
+        if not attempts or others:
             message = f"No call with the id {id[:100]!r} is known."
             raise GatewayError(404, message, ErrorReason.NOT_FOUND, param="id")
         return {"data": _generation(attempts)}
 
-    return router
+    async def _usage(self, client_id: str) -> dict[str, float | None]:
+        """Dollars, by days in UTC; a week begins on Monday."""
+        today = datetime.fromtimestamp(now_ms() / 1000, UTC).date()
+        starts = {
+            "usage": date.min,
+            "usage_daily": today,
+            "usage_weekly": today - timedelta(days=today.weekday()),
+            "usage_monthly": today.replace(day=1),
+        }
+        usage: dict[str, float | None] = {}
+        with self._keeping():
+            for name, since in starts.items():
+                nano = await self._keys.spent(client_id, since.isoformat())
+                usage[name] = None if nano is None else nano / 1e9
+        return usage
+
+    @contextmanager
+    def _keeping(self) -> Iterator[None]:
+        """What the database cannot do is 503."""
+        if not self._keys.kept:
+            raise GatewayError(
+                503,
+                "No key can be kept here: telemetry is switched off, and with it the database.",
+                ErrorReason.INTERNAL,
+                code="telemetry_off",
+                should_retry=False,
+            )
+        try:
+            yield
+        except StoreError as error:
+            raise GatewayError(503, str(error), ErrorReason.INTERNAL) from error
 
 
 def _shown(client: Client) -> dict[str, Any]:
@@ -138,35 +180,6 @@ def _shown(client: Client) -> dict[str, Any]:
         "created_at": rfc3339(client.created_at),
         "expires_at": rfc3339(client.expires_at),
         "revoked_at": rfc3339(client.revoked_at),
-    }
-
-
-async def _own(keys: ClientKeys, caller: Caller) -> dict[str, Any]:
-    """What is spent is counted by days in UTC; a week begins on Monday."""
-    client, name = caller.client, caller.client_id
-    today = datetime.fromtimestamp(now_ms() / 1000, UTC).date()
-    starts = {
-        "usage": date.min,
-        "usage_daily": today,
-        "usage_weekly": today - timedelta(days=today.weekday()),
-        "usage_monthly": today.replace(day=1),
-    }
-    usage: dict[str, float | None] = dict.fromkeys(starts)
-    if keys.kept:
-        try:
-            for each, since in starts.items():
-                nano = await keys.spent(name or "", since.isoformat())
-                usage[each] = None if nano is None else nano / 1e9
-        except StoreError as error:
-            raise GatewayError(503, str(error), ErrorReason.INTERNAL) from error
-    return {
-        "id": name,
-        "label": client.name if client is not None else name,
-        **usage,
-        "models": list(client.models) if client is not None else [],
-        "providers": list(client.providers) if client is not None else [],
-        "tags": list(client.tags) if client is not None else [],
-        "expires_at": rfc3339(client.expires_at) if client is not None else None,
     }
 
 
@@ -193,27 +206,3 @@ def _generation(attempts: list[dict[str, Any]]) -> dict[str, Any]:
         "attempts": len(attempts),
         "status": last["status"],
     }
-
-
-def _check_kept(keys: ClientKeys) -> None:
-    if not keys.kept:
-        raise GatewayError(
-            503,
-            "No key can be kept here: telemetry is switched off, and with it the database.",
-            ErrorReason.INTERNAL,
-            code="telemetry_off",
-            should_retry=False,
-        )
-
-
-def _unkept(error: StoreError) -> GatewayError:
-    return GatewayError(503, str(error), ErrorReason.INTERNAL)
-
-
-def _no_client(client_id: str) -> GatewayError:
-    return GatewayError(
-        404,
-        f"There is no client '{client_id[:100]}' here.",
-        ErrorReason.NOT_FOUND,
-        code="key_not_found",
-    )
