@@ -143,6 +143,14 @@ def provider(name: str, settings: ProviderSettings) -> Provider:
     )
 
 
+def targets(settings: Settings) -> dict[str, list[Target]]:
+    """What each alias stands for."""
+    return {
+        name: [_target(each.target) for each in alias.targets]
+        for name, alias in settings.models.items()
+    }
+
+
 def catalogue(provider: Provider) -> str | None:
     """How the price catalogue knows a provider: by its id, or an address on the internet."""
     if provider.dialect.catalog is not None:

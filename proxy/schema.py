@@ -85,8 +85,11 @@ class AuthSettings(Part):
     master_key: Secret | None = None
     master_key_file: Path | None = None
     """Holds the key; made at the first start if it does not exist."""
+    secret: Secret | None = None
+    """What the hashes of the clients' keys are made with, if not with one that is made at the first
+    start: several gateways with one database need the same."""
 
-    @field_validator("master_key")
+    @field_validator("master_key", "secret")
     @classmethod
     def _unset(cls, value: SecretStr | None) -> SecretStr | None:
         return value or None
@@ -330,7 +333,7 @@ class Settings(BaseSettings):
 
     def secrets(self) -> list[str]:
         """Every secret that is configured, for whoever keeps them out of texts."""
-        found = [self.auth.master_key] if self.auth.master_key else []
+        found = [each for each in (self.auth.master_key, self.auth.secret) if each]
         found += [key.value for provider in self.providers.values() for key in provider.keys]
         texts = [secret.get_secret_value() for secret in found]
         return texts + passwords(self.telemetry.database_url) + passwords(self.state.url or "")

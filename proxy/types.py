@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from proxy.clients import Client
 from proxy.errors import ErrorReason
 
 Headers = list[tuple[bytes, bytes]]
@@ -35,9 +36,11 @@ _PATHS = {
 
 
 class Caller(msgspec.Struct, frozen=True, gc=False):
-    """Who asks. ``client_id`` is "master" for the master key and None on an open gateway."""
+    """Who asks. ``client_id`` is "master" for the master key and None on an open gateway. With a
+    client's own key there is the ``client``, too."""
 
     client_id: str | None = None
+    client: Client | None = None
 
 
 class Target(msgspec.Struct, frozen=True, gc=False):

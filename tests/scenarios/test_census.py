@@ -203,6 +203,11 @@ async def live(gateway: Gateway, upstream: Upstream) -> None:
     told = {"name": "hit", "value": 1, "request_id": "r", "attributes": {"cache": "answers"}}
     who = {"agent_name": "researcher", "tool_name": "search"}
     await gateway.client.post("/track/custom", json={**told, **who})
+    client = {"name": "ann", "owner": "bo", "expires_at": "2099-01-01T00:00:00Z", "tags": ["a"]}
+    may = {"models": ["*"], "providers": ["*"]}
+    made = (await gateway.client.post("/admin/keys", json={**client, **may})).json()["id"]
+    await gateway.client.post(f"/admin/keys/{made}/rotate", json={})
+    await gateway.client.delete(f"/admin/keys/{made}")
     body = {"model": "lab/slow", "stream": True, "messages": []}
     async with gateway.client.stream("POST", "/v1/chat/completions", json=body) as answer:
         async for _ in answer.aiter_bytes():
