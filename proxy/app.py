@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 from fastapi import FastAPI
 
-from proxy import __version__
+from proxy import __version__, tariffs
 from proxy import loops as beside
 from proxy.api import errors as api_errors
 from proxy.api.admin import admin_router
@@ -44,7 +44,7 @@ from proxy.relay.claims import Claims
 from proxy.relay.line import Line
 from proxy.relay.relay import Limits, Relay, Routes
 from proxy.relay.verdict import judge
-from proxy.routes import Builder, catalogue
+from proxy.routes import Builder
 from proxy.routing.events import Event
 from proxy.routing.states import states
 from proxy.schema import ProviderSettings, Settings
@@ -216,11 +216,7 @@ class _Gateway:
         providers = routes.providers
         self._windows.clear()
         self._windows.update({name: each.dialect.windows for name, each in providers.items()})
-        self._prices.configure(
-            settings.prices,
-            {name: catalogue(each) for name, each in providers.items()},
-            frozenset(n for n, each in providers.items() if each.dialect.name == "ollama"),
-        )
+        tariffs.configure(self._prices, settings, providers)
         self._lists.replace(providers.values())
         self._relay.routes = routes
         self._app.state.providers = [

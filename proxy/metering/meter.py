@@ -31,11 +31,12 @@ _TIMEOUTS = {ErrorReason.TIMEOUT}
 class Books(msgspec.Struct, frozen=True):
     """Where records go and how they are priced: the same for every meter of a process.
 
-    ``quote`` gives None while a price is not known yet; the writer asks again.
+    ``quote`` takes provider, model, usage and key. It gives None while a price is not known yet;
+    the writer asks again.
     """
 
     emit: Callable[[CallRecord], None]
-    quote: Callable[[str, str, Usage | None], Quote | None]
+    quote: Callable[[str, str, Usage | None, str | None], Quote | None]
     redact: Callable[[str], str]
     privacy_level: str
 
@@ -154,7 +155,8 @@ class Meter:
             status = "timeout" if reason in _TIMEOUTS else "error"
         usage, source = spent(attempt, status, asked)
         attempt.total_tokens = usage.total_tokens if usage is not None else None
-        quote = self._books.quote(attempt.target.provider, attempt.target.model, usage)
+        target = attempt.target
+        quote = self._books.quote(target.provider, target.model, usage, attempt.key_id)
         stream = tap if isinstance(tap, StreamTap) else None
         who = self._attribution
         self._books.emit(
@@ -195,8 +197,13 @@ class Meter:
                 cached_tokens=usage.cached_tokens if usage is not None else None,
                 cache_write_tokens=usage.cache_write_tokens if usage is not None else None,
                 reasoning_tokens=usage.reasoning_tokens if usage is not None else None,
+                input_audio_tokens=usage.input_audio_tokens if usage is not None else None,
+                output_audio_tokens=usage.output_audio_tokens if usage is not None else None,
+                input_image_tokens=usage.input_image_tokens if usage is not None else None,
+                output_image_tokens=usage.output_image_tokens if usage is not None else None,
                 usage_source=source,
                 cost_nano_usd=quote.cost_nano_usd if quote is not None else None,
+                list_cost_nano_usd=quote.list_cost_nano_usd if quote is not None else None,
                 cost_source=quote.cost_source if quote is not None else "none",
                 price_version=quote.price_version if quote is not None else None,
                 message_count=asked.message_count,

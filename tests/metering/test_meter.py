@@ -13,7 +13,7 @@ from proxy.metering.attempt import Asked, Attempt, Attribution
 from proxy.metering.meter import MAX_METADATA, Books, Meter
 from proxy.metering.pricing import Quote
 from proxy.metering.tap import BodyTap, StreamTap
-from proxy.providers.base import count
+from proxy.providers.usage import count
 from proxy.types import CallRecord, Fault, Target, Usage
 from tests.upstream import event, usage_event
 
@@ -66,7 +66,9 @@ class Bench:
         )
         self.meter.asked = ASKED
 
-    def quote(self, provider: str, model: str, usage: Usage | None) -> Quote | None:
+    def quote(
+        self, provider: str, model: str, usage: Usage | None, key: str | None
+    ) -> Quote | None:
         self.quoted.append((provider, model, usage))
         return self.quote_
 
