@@ -33,6 +33,7 @@ from proxy.clock import monotonic, now_ms
 from proxy.errors import ErrorReason
 from proxy.learnt import restore
 from proxy.log import RequestLog
+from proxy.metering import tokenizer
 from proxy.metering.meter import Books
 from proxy.metering.pricing import Prices
 from proxy.observe.host import HostSampler
@@ -157,6 +158,8 @@ class _Gateway:
         )
         stack.push_async_callback(self._store.close)
         await self._open_store()
+        if tokenizer.INSTALLED:
+            await asyncio.to_thread(tokenizer.load)
         self._prices = Prices({}, {})
         self._recording = Recording(
             self._prices,

@@ -19,6 +19,7 @@ from proxy.metering.pricing import Quote
 from proxy.metering.spent import spent
 from proxy.metering.tap import StreamTap, Tap
 from proxy.metering.timing import ms, speed, timing
+from proxy.metering.tokenizer import Sample
 from proxy.redact import shorten
 from proxy.types import CallRecord, Fault, Target, Usage
 
@@ -57,6 +58,7 @@ class Meter:
         self.started = started
         self.admitted = started  # when the request had arrived whole
         self.asked = Asked()
+        self.prompt: Sample | None = None  # its text, where that could be counted
         self.target: Target | None = None  # the only one that could serve it
         self.attempts = 0
         self._books = books
@@ -153,7 +155,7 @@ class Meter:
         if status is None:
             reason = fault.reason if fault is not None else ErrorReason.INTERNAL
             status = "timeout" if reason in _TIMEOUTS else "error"
-        usage, source = spent(attempt, status, asked)
+        usage, source = spent(attempt, status, asked, self.prompt)
         attempt.total_tokens = usage.total_tokens if usage is not None else None
         target = attempt.target
         quote = self._books.quote(target.provider, target.model, usage, attempt.key_id)

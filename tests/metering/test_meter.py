@@ -403,7 +403,7 @@ def test_a_price_that_is_not_known_yet_is_left_to_the_writer(bench: Bench) -> No
         (Usage(output_tokens=2), 0.5, False, 2),
         (Usage(output_tokens=1), 1.0, False, None),
         (Usage(output_tokens=11), 0.0, False, None),
-        (Usage(output_tokens=None), 1.0, False, None),
+        (Usage(input_tokens=1, output_tokens=None), 1.0, False, None),
         (Usage(output_tokens=21, hidden_tokens=10), 2.0, False, 5),
         (Usage(output_tokens=21, reasoning_tokens=10), 2.0, False, 5),
         (Usage(output_tokens=21, reasoning_tokens=10), 2.0, True, 10),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from proxy.metering import tokenizer
 from tests.gateway import Gateway, lab, running
 from tests.upstream import (
     Upstream,
@@ -132,6 +134,22 @@ async def test_usage_is_estimated_where_nobody_tells_and_none_where_nothing_was_
     nothing = await row(gateway, "lab/json", stream=True)
     assert (nothing["usage_source"], nothing["output_tokens"]) == ("none", None)
     assert money(nothing) == (None, "none", None)
+
+
+async def test_with_the_extra_what_nobody_told_is_counted(
+    gateway: Gateway, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("quicktok")
+    monkeypatch.setattr(tokenizer, "INSTALLED", True)
+    said = "Internationalization"  # two tokens; the guess is five
+    upstream.script = stream([event({"content": said}), event(finish="stop"), DONE])
+    counted = await row(gateway, "lab/json", stream=True)
+    assert (counted["usage_source"], counted["output_tokens"]) == ("estimated", 2)
+    assert json.loads(counted["metadata"]) == {"estimate": "o200k_base"}
+    asked = await row(
+        gateway, "lab/json", stream=True, messages=[{"role": "user", "content": said}]
+    )
+    assert asked["input_tokens"] == 2 + 7  # and what a chat template adds
 
 
 # Who says how many dollars, and what the list says.
