@@ -15,6 +15,7 @@ front of such models their cached tokens beside ``prompt_tokens``, xAI its reaso
 from __future__ import annotations
 
 from collections.abc import Mapping
+from decimal import ROUND_HALF_UP, Decimal
 from typing import Any, NamedTuple
 
 from proxy.providers.members import first, inner, number
@@ -117,7 +118,7 @@ def _share(share: int | None, whole: int | None) -> int | None:
 
 
 def _nano(value: Any) -> int | None:
-    """Dollars as whole nano-dollars."""
+    """Dollars as whole nano-dollars, half up; a float counts as the decimal that it prints as."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1e6:
         return None
-    return round(value * 1e9)
+    return int(Decimal(str(value)).scaleb(9).to_integral_value(ROUND_HALF_UP))

@@ -265,6 +265,8 @@ def test_usage_that_tells_nothing_is_unknown() -> None:
     [
         (0.00001305, 13_050),
         (1e-9, 1),
+        (5e-10, 1),
+        (1.005, 1_005_000_000),
         (0, 0),
         (None, None),
         (-1, None),
