@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 from fastapi import FastAPI
 
-from proxy import __version__
+from proxy import __version__, tariffs
 from proxy import loops as beside
 from proxy.api import errors as api_errors
 from proxy.api.admin import admin_router
@@ -37,6 +37,7 @@ from proxy.errors import ErrorReason
 from proxy.keys import ClientKeys
 from proxy.learnt import restore
 from proxy.log import RequestLog
+from proxy.metering import tokenizer
 from proxy.metering.meter import Books
 from proxy.metering.pricing import Prices
 from proxy.observe.host import HostSampler
@@ -48,7 +49,7 @@ from proxy.relay.claims import Claims
 from proxy.relay.line import Line
 from proxy.relay.relay import Limits, Relay, Routes
 from proxy.relay.verdict import judge
-from proxy.routes import Builder, catalogue, targets
+from proxy.routes import Builder, targets
 from proxy.routing.events import Event
 from proxy.routing.states import states
 from proxy.schema import ProviderSettings, Settings
@@ -170,6 +171,8 @@ class _Gateway:
         self._keys = ClientKeys(ClientTable(self._store), self._keyring)
         with suppress(StoreError):  # then they come as soon as the database can be read
             await self._keys.load()
+        if tokenizer.INSTALLED:
+            await asyncio.to_thread(tokenizer.load)
         self._prices = Prices({}, {})
         self._recording = Recording(
             self._prices,
@@ -229,11 +232,7 @@ class _Gateway:
         providers = routes.providers
         self._windows.clear()
         self._windows.update({name: each.dialect.windows for name, each in providers.items()})
-        self._prices.configure(
-            settings.prices,
-            {name: catalogue(each) for name, each in providers.items()},
-            frozenset(n for n, each in providers.items() if each.dialect.name == "ollama"),
-        )
+        tariffs.configure(self._prices, settings, providers)
         self._lists.replace(providers.values())
         self._relay.routes = routes
         self._app.state.providers = [

@@ -1,4 +1,4 @@
-"""The command line: ``tollkeeper [serve|check|explain|keys|export|prune] [--config FILE] ...``."""
+"""The command line: ``tollkeeper [COMMAND] [--config FILE] ...``."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from proxy.explain import explain
 from proxy.export import FORMATS, TABLES, export
 from proxy.keys import new_client
 from proxy.prune import prune
+from proxy.reprice import RepriceError, reprice
 from proxy.schema import Settings
 from proxy.serve import serve
 from proxy.store.address import StoreError
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         settings = read()
-        if options.command not in ("keys", "export", "prune"):  # they are about keys and providers
+        if options.command not in ("keys", "export", "prune", "reprice"):  # about keys, providers
             for warning in settings.warnings:
                 print(f"warning: {warning}", file=sys.stderr)
         if options.command == "check":
@@ -64,11 +65,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.command == "prune":
             print(asyncio.run(prune(settings, options.older_than, options.dry_run)))
             return 0
+        if options.command == "reprice":
+            until = now_ms() + 1 if options.until is None else options.until
+            print(asyncio.run(reprice(settings, options.since, until, options.dry_run)))
+            return 0
         return serve(settings, lambda text: print(text, flush=True), read)
     except GatewayError as error:
         print(error.message, file=sys.stderr)
         return 1
-    except (StoreError, ExportError) as error:
+    except (StoreError, ExportError, RepriceError) as error:
         print(error, file=sys.stderr)
         return 1
     except ConfigError as error:
@@ -98,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
         "keys": "let clients in with keys of their own",
         "export": "write the rows of a table to a file",
         "prune": "delete old rows now, as the gateway does by itself",
+        "reprice": "price calls anew, by today's prices",
     }.items():
         command = commands.add_parser(
             name, parents=[shared], help=meaning, description=meaning, allow_abbrev=False
@@ -110,6 +116,8 @@ def _parser() -> argparse.ArgumentParser:
             _add_export(command)
         if name == "prune":
             _add_prune(command)
+        if name == "reprice":
+            _add_reprice(command)
     return parser
 
 
@@ -188,6 +196,20 @@ def _add_prune(command: argparse.ArgumentParser) -> None:
         "--older-than", type=_span, metavar="TIME", help="such as 30d (telemetry.retention_days)"
     )
     command.add_argument("--dry-run", action="store_true", help="only say what would be deleted")
+
+
+def _add_reprice(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--since",
+        type=_when,
+        required=True,
+        metavar="WHEN",
+        help="the first moment: RFC 3339, a date, or a time ago such as 7d",
+    )
+    command.add_argument(
+        "--until", type=_when, metavar="WHEN", help="the moment before which it ends (now)"
+    )
+    command.add_argument("--dry-run", action="store_true", help="only say what would change")
 
 
 def _when(text: str) -> int:

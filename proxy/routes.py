@@ -151,13 +151,6 @@ def targets(settings: Settings) -> dict[str, list[Target]]:
     }
 
 
-def catalogue(provider: Provider) -> str | None:
-    """How the price catalogue knows a provider: by its id, or an address on the internet."""
-    if provider.dialect.catalog is not None:
-        return provider.dialect.catalog
-    return provider.base_url if provider.base_url.startswith("https://") else None
-
-
 def _keys(settings: ProviderSettings) -> list[Key]:
     """The provider's keys; one without a secret stands for a provider that needs none."""
     if not settings.keys:

@@ -126,6 +126,8 @@ class KeySettings(Part):
     quota_group: str = Field("", min_length=1)
     weight: Weight = 1.0
     limits: LimitSettings = LimitSettings()
+    free_tier: bool | None = None
+    """Whether its calls cost nothing; None: as its provider says."""
 
 
 class TimeoutSettings(Part):
@@ -149,6 +151,8 @@ class ProviderSettings(Part):
     limits: SharedLimits = SharedLimits()
     include_usage: bool | None = None
     """Whether to ask for usage at the end of streams; None: as the type of provider needs."""
+    free_tier: bool = False
+    """Whether calls cost nothing, as they do with keys of a free tier."""
 
     @field_validator("keys", mode="before")
     @classmethod
@@ -214,12 +218,15 @@ class Alias(Part):
 
 
 class Price(Part):
-    """US dollars per million tokens. A cached token costs what input costs if nothing is said."""
+    """US dollars per million tokens. A token that is cached, or of sound, costs what the others of
+    its side cost if nothing is said."""
 
     input: Usd
     output: Usd
     cached_input: Usd | None = None
     cache_write: Usd | None = None
+    input_audio: Usd | None = None
+    output_audio: Usd | None = None
 
 
 class RetryBudgetSettings(Part):

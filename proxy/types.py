@@ -135,7 +135,8 @@ class Verdict(msgspec.Struct, frozen=True, gc=False):
 
 
 class Usage(msgspec.Struct, frozen=True, gc=False):
-    """Token counts of one call, inclusive: cached is inside input, reasoning inside output.
+    """Token counts of one call, inclusive: cached, audio and images are inside input, reasoning,
+    audio and images inside output.
 
     ``hidden_tokens`` are output tokens that were billed but never sent (thoughts that stay with
     the provider). ``cost_nano_usd`` is what the provider itself said the call cost.
@@ -147,6 +148,10 @@ class Usage(msgspec.Struct, frozen=True, gc=False):
     cached_tokens: int | None = None
     cache_write_tokens: int | None = None
     reasoning_tokens: int | None = None
+    input_audio_tokens: int | None = None
+    output_audio_tokens: int | None = None
+    input_image_tokens: int | None = None
+    output_image_tokens: int | None = None
     hidden_tokens: int | None = None
     cost_nano_usd: int | None = None
 

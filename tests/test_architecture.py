@@ -27,6 +27,7 @@ HOUSE = (
     "relay telemetry keys",
     "api",
     "app loops routes recording learnt upstreams steering explain progress export prune clientele"
+    " tariffs reprice"
     " banner wire serve cli __main__",
 )
 """The floors, the lowest first: nouns, the parts, the hot path, the door, and who builds it all."""

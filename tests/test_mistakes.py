@@ -33,7 +33,7 @@ def key(**members: Any) -> dict[str, Any]:
         (
             key(weigth=1),
             "providers.groq.keys[0].weigth: is not a setting; did you mean weight?"
-            " accepted: limits, name, quota_group, value, weight",
+            " accepted: free_tier, limits, name, quota_group, value, weight",
         ),
         (key(value=1), "providers.groq.keys[0].value: must be text (put it in quotes)"),
         (

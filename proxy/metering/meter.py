@@ -19,6 +19,7 @@ from proxy.metering.pricing import Quote
 from proxy.metering.spent import spent
 from proxy.metering.tap import StreamTap, Tap
 from proxy.metering.timing import ms, speed, timing
+from proxy.metering.tokenizer import Sample
 from proxy.redact import shorten
 from proxy.types import CallRecord, Fault, Target, Usage
 
@@ -31,11 +32,12 @@ _TIMEOUTS = {ErrorReason.TIMEOUT}
 class Books(msgspec.Struct, frozen=True):
     """Where records go and how they are priced: the same for every meter of a process.
 
-    ``quote`` gives None while a price is not known yet; the writer asks again.
+    ``quote`` takes provider, model, usage and key. It gives None while a price is not known yet;
+    the writer asks again.
     """
 
     emit: Callable[[CallRecord], None]
-    quote: Callable[[str, str, Usage | None], Quote | None]
+    quote: Callable[[str, str, Usage | None, str | None], Quote | None]
     redact: Callable[[str], str]
     privacy_level: str
 
@@ -56,6 +58,7 @@ class Meter:
         self.started = started
         self.admitted = started  # when the request had arrived whole
         self.asked = Asked()
+        self.prompt: Sample | None = None  # its text, where that could be counted
         self.target: Target | None = None  # the only one that could serve it
         self.attempts = 0
         self._books = books
@@ -152,9 +155,10 @@ class Meter:
         if status is None:
             reason = fault.reason if fault is not None else ErrorReason.INTERNAL
             status = "timeout" if reason in _TIMEOUTS else "error"
-        usage, source = spent(attempt, status, asked)
+        usage, source = spent(attempt, status, asked, self.prompt)
         attempt.total_tokens = usage.total_tokens if usage is not None else None
-        quote = self._books.quote(attempt.target.provider, attempt.target.model, usage)
+        target = attempt.target
+        quote = self._books.quote(target.provider, target.model, usage, attempt.key_id)
         stream = tap if isinstance(tap, StreamTap) else None
         who = self._attribution
         self._books.emit(
@@ -195,8 +199,13 @@ class Meter:
                 cached_tokens=usage.cached_tokens if usage is not None else None,
                 cache_write_tokens=usage.cache_write_tokens if usage is not None else None,
                 reasoning_tokens=usage.reasoning_tokens if usage is not None else None,
+                input_audio_tokens=usage.input_audio_tokens if usage is not None else None,
+                output_audio_tokens=usage.output_audio_tokens if usage is not None else None,
+                input_image_tokens=usage.input_image_tokens if usage is not None else None,
+                output_image_tokens=usage.output_image_tokens if usage is not None else None,
                 usage_source=source,
                 cost_nano_usd=quote.cost_nano_usd if quote is not None else None,
+                list_cost_nano_usd=quote.list_cost_nano_usd if quote is not None else None,
                 cost_source=quote.cost_source if quote is not None else "none",
                 price_version=quote.price_version if quote is not None else None,
                 message_count=asked.message_count,

@@ -7,11 +7,11 @@ Times are seconds of the monotonic clock, given by the caller.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import repeat
 from typing import Any
 
-from proxy.metering import estimate
+from proxy.metering import estimate, tokenizer
 from proxy.metering.answer import Answer, Choice, Message, decode, decode_all
 from proxy.metering.decompress import Decompressor
 from proxy.metering.sse import NEXT, EventSplitter, payload, plain_events
@@ -36,6 +36,7 @@ class Tap:
         self.details: dict[str, Any] = {}
         self.response_length: int | None = None
         self.seen_tokens = 0  # an estimate, from what was seen
+        self.said = tokenizer.sample()  # the same as text
         self.saw_reasoning = False
         self.first_byte: float | None = None
         self.first_token: float | None = None
@@ -222,7 +223,7 @@ class StreamTap(Tap):
             if text:
                 output = True
                 self.response_length += len(text)
-                self.seen_tokens += estimate.delta_tokens(text)
+                self._said(text)
             if delta is not None and self._other(delta):
                 output = True
             if choice.finish_reason or choice.error:
@@ -237,18 +238,27 @@ class StreamTap(Tap):
         thought = delta.reasoning or delta.reasoning_content or delta.thinking
         if thought or delta.reasoning_details:
             self.saw_reasoning = output = True
-            self.seen_tokens += estimate.delta_tokens(thought) if thought else 1
+            if thought:
+                self._said(thought)
+            else:
+                self.seen_tokens += 1
         if delta.refusal:
             output = True
-            self.seen_tokens += estimate.delta_tokens(delta.refusal)
+            self._said(delta.refusal)
         if delta.tool_calls is not None:
             self._saw_calls = True
             for call in delta.tool_calls:
                 for text in (call.function.name, call.function.arguments) if call.function else ():
                     if text:
                         output = True
-                        self.seen_tokens += estimate.delta_tokens(text)
+                        self._said(text)
         return output
+
+    def _said(self, text: str) -> None:
+        """Output that is text."""
+        self.seen_tokens += estimate.delta_tokens(text)
+        if self.said is not None:
+            self.said.add(text)
 
     def _token(self, at: float) -> None:
         """Output came."""
@@ -319,12 +329,26 @@ class BodyTap(Tap):
         length: int | None = None
         for choice in answer.choices or ():
             self.reason(choice)
-            text = choice.message.content if choice.message is not None else choice.text
+            message = choice.message
+            text = message.content if message is not None else choice.text
             if text is not None:
                 length = (length or 0) + len(text)
-            if choice.message is not None and (
-                choice.message.reasoning or choice.message.reasoning_content
-            ):
+            thought = (message.reasoning or message.reasoning_content) if message else None
+            if thought:
                 self.saw_reasoning = True
+            for said in (thought, text, *_calls(message)):
+                self._said(said or "")
         self.response_length = length
         self.empty = not answer.choices and not answer.data and answer.usage is None
+
+    def _said(self, text: str) -> None:
+        self.seen_tokens += estimate.tokens(text)
+        if self.said is not None:
+            self.said.add(text)
+
+
+def _calls(message: Message | None) -> Iterator[str | None]:
+    """The names and arguments of a message's tool calls."""
+    for call in (message.tool_calls if message is not None else None) or ():
+        if call.function is not None:
+            yield from (call.function.name, call.function.arguments)

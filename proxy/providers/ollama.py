@@ -11,8 +11,9 @@ import httpx
 import msgspec
 
 from proxy.clock import now_ms
-from proxy.providers.base import Dialect, Fetch, inner, number, text
+from proxy.providers.base import Dialect, Fetch
 from proxy.providers.faults import mappings
+from proxy.providers.members import inner, number, text
 from proxy.types import ModelInfo
 
 _SHOWN = 32  # new models looked at in one refresh; the rest follows in the next

@@ -116,7 +116,7 @@ class Relay:
             )
             meter.admitted = monotonic()
             inbound = parse(body, operation)
-            meter.asked = inbound.asked
+            meter.asked, meter.prompt = inbound.asked, inbound.prompt
             watch.begin(self._start)
             routes = self.routes
             call = await self._call(routes, operation, inbound, fields, meter, caller, who)

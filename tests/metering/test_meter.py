@@ -13,7 +13,7 @@ from proxy.metering.attempt import Asked, Attempt, Attribution
 from proxy.metering.meter import MAX_METADATA, Books, Meter
 from proxy.metering.pricing import Quote
 from proxy.metering.tap import BodyTap, StreamTap
-from proxy.providers.base import count
+from proxy.providers.usage import count
 from proxy.types import CallRecord, Fault, Target, Usage
 from tests.upstream import event, usage_event
 
@@ -66,7 +66,9 @@ class Bench:
         )
         self.meter.asked = ASKED
 
-    def quote(self, provider: str, model: str, usage: Usage | None) -> Quote | None:
+    def quote(
+        self, provider: str, model: str, usage: Usage | None, key: str | None
+    ) -> Quote | None:
         self.quoted.append((provider, model, usage))
         return self.quote_
 
@@ -401,7 +403,7 @@ def test_a_price_that_is_not_known_yet_is_left_to_the_writer(bench: Bench) -> No
         (Usage(output_tokens=2), 0.5, False, 2),
         (Usage(output_tokens=1), 1.0, False, None),
         (Usage(output_tokens=11), 0.0, False, None),
-        (Usage(output_tokens=None), 1.0, False, None),
+        (Usage(input_tokens=1, output_tokens=None), 1.0, False, None),
         (Usage(output_tokens=21, hidden_tokens=10), 2.0, False, 5),
         (Usage(output_tokens=21, reasoning_tokens=10), 2.0, False, 5),
         (Usage(output_tokens=21, reasoning_tokens=10), 2.0, True, 10),

@@ -61,11 +61,6 @@ NEVER_FILLED = {
     "api_calls.model_memory_mb": "soon",
     "api_calls.model_vram_mb": "soon",
     "api_calls.gpu_memory_used_mb": "soon",
-    "api_calls.list_cost_usd": "soon",
-    "api_calls.input_audio_tokens": "soon",
-    "api_calls.output_audio_tokens": "soon",
-    "api_calls.input_image_tokens": "soon",
-    "api_calls.output_image_tokens": "soon",
 }
 """Columns that no call fills, each with its reason."""
 
@@ -109,8 +104,13 @@ USAGE = {
     "prompt_tokens": 40,
     "completion_tokens": 12,
     "total_tokens": 52,
-    "prompt_tokens_details": {"cached_tokens": 8, "cache_write_tokens": 4},
-    "completion_tokens_details": {"reasoning_tokens": 3},
+    "prompt_tokens_details": {
+        "cached_tokens": 8,
+        "cache_write_tokens": 4,
+        "audio_tokens": 2,
+        "image_tokens": 1,
+    },
+    "completion_tokens_details": {"reasoning_tokens": 3, "audio_tokens": 2, "image_tokens": 1},
     "queue_time": 0.01,
 }
 TAG = {"name": "qwen3:4b", "digest": "d1", "details": {"parameter_size": "4.0B"}}

@@ -433,7 +433,7 @@ async def test_what_the_upstream_calls_the_call_is_kept(
     row = await metered(gateway)
     assert (row["upstream_request_id"], row["http_status"]) == ("req_01", 200)
     assert (row["finish_reason"], row["client_status"]) == ("length", 200)
-    assert (row["usage_source"], row["total_tokens"]) == ("none", None)
+    assert row["usage_source"] == "estimated"
 
 
 async def test_several_choices_are_one_answer(gateway: Gateway, upstream: Upstream) -> None:
@@ -473,8 +473,8 @@ async def test_absurd_usage_is_not_believed(gateway: Gateway, upstream: Upstream
     ):
         upstream.script = completion(usage=told)
         row = await metered(gateway)
-        assert row["status"] == "success"
-        assert row["input_tokens"] is None
+        assert (row["status"], row["usage_source"]) == ("success", "estimated")
+        assert row["total_tokens"] < 20
 
 
 async def test_the_rest_of_the_statistics_agree_with_the_rows(
