@@ -47,13 +47,6 @@ ROOT = Path(__file__).parents[2]
 NEVER_FILLED = {
     "provider_health.key_id": "health is told for a model at a provider, '' stands for all keys",
     # Filled by what comes next.
-    "api_calls.overhead_before_ms": "soon",
-    "api_calls.overhead_after_ms": "soon",
-    "api_calls.first_reasoning_ms": "soon",
-    "api_calls.first_content_ms": "soon",
-    "api_calls.first_tool_ms": "soon",
-    "api_calls.last_token_ms": "soon",
-    "api_calls.stall_count": "soon",
     "api_calls.model_load_ms": "soon",
     "api_calls.prompt_eval_ms": "soon",
     "api_calls.generation_ms": "soon",
