@@ -15,6 +15,7 @@ from proxy.clock import until_midnight
 from proxy.errors import ErrorReason
 from proxy.providers import faults, hints, scope
 from proxy.providers.faults import ErrorBody
+from proxy.providers.translation import Translation
 from proxy.types import Fault, Headers, ModelInfo, Operation, Usage
 
 Fetch = Callable[[str, str, bytes | None], Awaitable[bytes]]
@@ -74,6 +75,19 @@ class Dialect:
     def usage(self, raw: Mapping[str, Any]) -> Usage:
         """Reads a raw ``usage`` object."""
         return count(raw)
+
+    def url(self, base_url: str, operation: Operation) -> str:
+        """The address of an operation."""
+        return base_url + operation.path
+
+    def translate(
+        self, operation: Operation, body: bytes, stream: bool
+    ) -> tuple[bytes, Translation | None]:
+        """A body as this provider takes it, and what puts its answer back into OpenAI's words.
+
+        None where it speaks OpenAI's. Raises Untranslatable.
+        """
+        return body, None
 
     def models_url(self, base_url: str) -> str:
         """Where the provider lists its models."""
@@ -159,7 +173,7 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
             first_byte=dialect.first_byte if first_byte is None else first_byte,
             idle=120.0 if idle is None else idle,
             include_usage=dialect.include_usage if include_usage is None else include_usage,
-            urls={operation: httpx.URL(address + operation.path) for operation in Operation},
+            urls={each: httpx.URL(dialect.url(address, each)) for each in Operation},
         )
 
     def url(self, operation: Operation) -> httpx.URL:

@@ -37,9 +37,9 @@ class Ollama(Dialect):
         What ``/show`` says of a digest never changes and is asked once. No answer tells since when
         a model is loaded: it is the moment it was first seen so.
         """
-        native = _native(base_url)
-        tags = _by_name(await fetch("GET", f"{native}/tags", None))
-        running = _by_name(await fetch("GET", f"{native}/ps", None))
+        own = native(base_url)
+        tags = _by_name(await fetch("GET", f"{own}/tags", None))
+        running = _by_name(await fetch("GET", f"{own}/ps", None))
         shown: dict[str, Any] = known.setdefault("shown", {})
         unknown = {
             digest: name
@@ -50,7 +50,7 @@ class Ollama(Dialect):
             shown[digest] = {}  # stays so where the answer is no good: the others still count
             with suppress(ValueError):
                 question = msgspec.json.encode({"model": name})
-                shown[digest] = _object(await fetch("POST", f"{native}/show", question))
+                shown[digest] = _object(await fetch("POST", f"{own}/show", question))
         seen = known.get("loaded", {})
         loaded = known["loaded"] = {name: seen.get(name) or now_ms() for name in running}
         return [
@@ -63,7 +63,7 @@ async def answers(transport: httpx.AsyncBaseTransport, base_url: str, within: fl
     """Whether an Ollama answers at an address within so many seconds. Never raises."""
     try:
         async with asyncio.timeout(within):
-            request = httpx.Request("GET", f"{_native(base_url)}/version")
+            request = httpx.Request("GET", f"{native(base_url)}/version")
             response = await transport.handle_async_request(request)
             try:
                 body = b""
@@ -79,7 +79,8 @@ async def answers(transport: httpx.AsyncBaseTransport, base_url: str, within: fl
         return False
 
 
-def _native(base_url: str) -> str:
+def native(base_url: str) -> str:
+    """Where its own paths begin."""
     return base_url.rstrip("/").removesuffix("/v1") + "/api"
 
 
