@@ -74,6 +74,10 @@ class Attempt:
         self.out = False
         self.called = True  # False: stands for a request that was refused before any attempt
 
+    def holds(self, memory: Memory) -> None:
+        """Its model's server has told what the model holds."""
+        self.memory = memory
+
     def went_out(self) -> None:
         """The request is on its way: from now on it may be executed, and billed."""
         self.out = True

@@ -34,13 +34,15 @@ _ASIDE = ("is_byok", "cost_details", "total_duration")
 class Books(msgspec.Struct, frozen=True):
     """Where records go and how they are priced: the same for every meter of a process.
 
-    ``quote`` gives None while a price is not known yet; the writer asks again.
+    ``quote`` gives None while a price is not known yet; the writer asks again. ``gpu_memory_mb`` is
+    what is in use on this host's GPUs, None without one.
     """
 
     emit: Callable[[CallRecord], None]
     quote: Callable[[str, str, Usage | None], Quote | None]
     redact: Callable[[str], str]
     privacy_level: str
+    gpu_memory_mb: Callable[[], float | None] = lambda: None
 
 
 class Meter:

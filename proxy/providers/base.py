@@ -16,7 +16,8 @@ from proxy.errors import ErrorReason
 from proxy.providers import faults, hints, scope
 from proxy.providers.faults import ErrorBody
 from proxy.providers.translation import Translation
-from proxy.types import Fault, Headers, ModelInfo, Operation, Usage
+from proxy.schema import is_loopback
+from proxy.types import Fault, Headers, Memory, ModelInfo, Operation, Usage
 
 Fetch = Callable[[str, str, bytes | None], Awaitable[bytes]]
 """Method, address and JSON body to the body of a 200; anything else raises."""
@@ -103,6 +104,14 @@ class Dialect:
         """Asks what the list does not tell. ``known`` is kept from one time to the next."""
         return models
 
+    def running_url(self, base_url: str, model: str) -> str | None:
+        """Where it tells whether a model is in its memory; None if it does not."""
+        return None
+
+    def memory(self, model: str, body: bytes) -> Memory | None:
+        """What a model holds by that answer; None if the answer is none."""
+        return None
+
     def _fault(self, status: int | None, headers: Headers, error: ErrorBody, now: float) -> Fault:
         reason = faults.reason_of(status, error)
         said = hints.retry_after(headers, error, now)
@@ -140,6 +149,8 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
     first_byte: float
     idle: float
     include_usage: bool
+    is_local: bool
+    """Whether it runs on this machine, as far as its address says."""
     urls: Mapping[Operation, httpx.URL]
 
     @classmethod
@@ -173,6 +184,7 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
             first_byte=dialect.first_byte if first_byte is None else first_byte,
             idle=120.0 if idle is None else idle,
             include_usage=dialect.include_usage if include_usage is None else include_usage,
+            is_local=is_loopback(httpx.URL(address).host),
             urls={each: httpx.URL(dialect.url(address, each)) for each in Operation},
         )
 

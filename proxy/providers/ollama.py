@@ -13,10 +13,11 @@ import msgspec
 from proxy.clock import now_ms
 from proxy.providers.base import Dialect, Fetch, inner, number, text
 from proxy.providers.faults import mappings
-from proxy.types import ModelInfo
+from proxy.types import Memory, ModelInfo
 
 _SHOWN = 32  # new models looked at in one refresh; the rest follows in the next
 _GIB = 1024**3
+_MIB = 1024**2
 _LARGEST = 1 << 16  # bytes of a version answer that are read
 
 
@@ -57,6 +58,27 @@ class Ollama(Dialect):
             _described(model, tags.get(model.name, {}), running.get(model.name), shown, loaded)
             for model in models
         ]
+
+    def running_url(self, base_url: str, model: str) -> str | None:
+        """``/api/ps``; what runs at ollama.com is in no memory that one could ask for."""
+        cloud = model.endswith("cloud") or base_url.startswith("https://ollama.com")
+        return None if cloud else f"{native(base_url)}/ps"
+
+    def memory(self, model: str, body: bytes) -> Memory | None:
+        """By the list of what is loaded: a model that is not in it holds nothing. What is on no GPU
+        has no ``size_vram``."""
+        try:
+            answer = _object(body)
+        except (ValueError, RecursionError):
+            return None
+        if "models" not in answer:
+            return None
+        name = (model if ":" in model.rpartition("/")[2] else f"{model}:latest").lower()
+        for entry in mappings(answer["models"]):
+            if str(entry.get("name")).lower() == name:
+                total, vram = number(entry.get("size")), number(entry.get("size_vram"))
+                return None if total is None else Memory(total / _MIB, (vram or 0) / _MIB)
+        return Memory()
 
 
 async def answers(transport: httpx.AsyncBaseTransport, base_url: str, within: float = 0.3) -> bool:
