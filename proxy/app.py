@@ -181,6 +181,10 @@ class _Gateway:
             self._redact,
             keeps,
         )
+        self._sampler = HostSampler(
+            self._recording.keep,
+            lambda: (self._relay.in_flight, self._recording.writer.depth),
+        )
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
         stack.push_async_callback(self._recording.writer.drain, DRAIN_SECONDS)
         self._lists = ModelLists(
@@ -293,6 +297,7 @@ class _Gateway:
                 self._prices.quote,
                 self._redact,
                 settings.telemetry.privacy_level,
+                self._sampler.gpu_memory_used_mb,
             ),
             limits=Limits(
                 settings.server.max_body,
@@ -316,12 +321,8 @@ class _Gateway:
             ),
         ]
         if settings.telemetry.keeps:
-            sampler = HostSampler(
-                self._recording.keep,
-                lambda: (self._relay.in_flight, self._recording.writer.depth),
-            )
             loops += [
-                sampler.run,
+                self._sampler.run,
                 partial(beside.retain, self._store, settings.telemetry),
                 self._keys.follow,
                 lambda: beside.publish_counts(

@@ -153,6 +153,8 @@ class ProviderSettings(Part):
     """Whether to ask for usage at the end of streams; None: as the type of provider needs."""
     free_tier: bool = False
     """Whether calls cost nothing, as they do with keys of a free tier."""
+    api: Annotated[Literal["openai", "native"], Lower] = "openai"
+    """Which paths of an Ollama are asked: ``native`` translates to its own, which tell more."""
 
     @field_validator("keys", mode="before")
     @classmethod
@@ -185,6 +187,8 @@ class ProviderSettings(Part):
         }
         if missing := [name for name, lacks in needed.items() if lacks]:
             raise ValueError(f"type {self.type} needs {' and '.join(missing)}")
+        if self.api == "native" and self.type != "ollama":
+            raise ValueError("api: native is for type ollama; accepted here: openai")
         return self
 
 

@@ -156,6 +156,14 @@ class Usage(msgspec.Struct, frozen=True, gc=False):
     cost_nano_usd: int | None = None
 
 
+class Memory(msgspec.Struct, frozen=True, gc=False):
+    """What a model holds where it runs, in MiB, and the part of it that is on GPUs. Both are 0 for
+    one that is not loaded."""
+
+    total_mb: float = 0.0
+    vram_mb: float = 0.0
+
+
 class ModelInfo(msgspec.Struct, frozen=True):
     """A model as a provider lists it; ``raw`` is its entry as it came."""
 

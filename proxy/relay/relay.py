@@ -21,6 +21,7 @@ from proxy.metering import estimate
 from proxy.metering.attempt import Attribution
 from proxy.metering.meter import LEFT, Books, Meter
 from proxy.providers.base import Provider
+from proxy.providers.residency import Residency
 from proxy.relay.allowed import allowed
 from proxy.relay.attribution import attribution
 from proxy.relay.claims import Claims
@@ -95,6 +96,7 @@ class Relay:
         self._limits = limits
         self._drains = Drains(limits.drain)
         self._start = start
+        self._residency = Residency(transport, start)
         self._refresh_models = refresh_models
         self._broken = broken
 
@@ -276,12 +278,17 @@ class Relay:
         self, routes: Routes, call: Call, target: Target, lease: KeyLease
     ) -> Outbound | Fault:
         attempt = call.meter.attempt(target, call.asked)
+        provider = routes.providers[target.provider]
+        if provider.is_local:
+            attempt.gpu_memory_mb = self._books.gpu_memory_mb()
+        if lease.key.secret is None:
+            self._residency.ask(provider, target.model, attempt.holds)
         found: Outbound | Fault | None = None
         try:
             found = await exchange(
                 call,
                 target,
-                routes.providers[target.provider],
+                provider,
                 routes.pools[target.provider],
                 lease,
                 attempt,
