@@ -30,8 +30,9 @@ class Tap:
 
     __slots__ = (  # each is read for every event: from a dict of this size it takes longer
         *("meaningful", "error", "finish_reason", "usage", "model", "fingerprint", "details"),
-        *("response_length", "seen_tokens", "chunk_count", "first_byte", "first_reasoning"),
-        *("first_content", "first_tool", "last_token", "gaps", "max_gap", "long_gaps"),
+        *("response_length", "seen_tokens", "said", "chunk_count", "first_byte"),
+        *("first_reasoning", "first_content", "first_tool", "last_token"),
+        *("gaps", "max_gap", "long_gaps"),
     )
 
     def __init__(self) -> None:
