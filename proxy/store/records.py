@@ -7,12 +7,11 @@ from typing import Any
 
 import msgspec
 from sqlalchemy import select
-from sqlalchemy.dialects import sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from proxy.clock import now_ms
 from proxy.sample import HostSample
-from proxy.store import breakers, catalog, costs, events, faults, limits, rests, samples
+from proxy.store import breakers, catalog, codes, costs, events, faults, limits, rests, samples
 from proxy.store.events import EventRecord
 from proxy.store.health import Health
 from proxy.store.tables import api_calls
@@ -133,7 +132,9 @@ async def insert_calls(
         return calls
     if connection.dialect.name == "sqlite":
         # Past SQLAlchemy's handling of single values, which would cost more than the insert.
-        done = await connection.exec_driver_sql(_SQLITE_INSERT, [row(call) for call in calls])
+        done = await connection.exec_driver_sql(
+            _SQLITE_INSERT, [codes.packed(call) for call in calls]
+        )
         if done.rowcount == len(calls):
             return calls
         # The transaction holds the lock for writing, so the newest rows are those of this batch.
@@ -157,9 +158,7 @@ async def insert_calls(
     return fresh
 
 
-def _sqlite_insert() -> str:
-    statement = sqlite.insert(api_calls).on_conflict_do_nothing()
-    return str(statement.compile(dialect=sqlite.dialect(), column_keys=list(COLUMNS)))
-
-
-_SQLITE_INSERT = _sqlite_insert()
+_SQLITE_INSERT = (
+    f"INSERT INTO api_calls ({', '.join(codes.COLUMNS)})"
+    f" VALUES ({', '.join('?' * len(codes.COLUMNS))}) ON CONFLICT DO NOTHING"
+)
