@@ -132,9 +132,7 @@ async def insert_calls(
         return calls
     if connection.dialect.name == "sqlite":
         # Past SQLAlchemy's handling of single values, which would cost more than the insert.
-        done = await connection.exec_driver_sql(
-            _SQLITE_INSERT, [codes.packed(call) for call in calls]
-        )
+        done = await connection.exec_driver_sql(*_sqlite_insert(calls))
         if done.rowcount == len(calls):
             return calls
         # The transaction holds the lock for writing, so the newest rows are those of this batch.
@@ -158,7 +156,14 @@ async def insert_calls(
     return fresh
 
 
-_SQLITE_INSERT = (
-    f"INSERT INTO api_calls ({', '.join(codes.COLUMNS)})"
-    f" VALUES ({', '.join('?' * len(codes.COLUMNS))}) ON CONFLICT DO NOTHING"
-)
+def _sqlite_insert(calls: Sequence[CallRecord]) -> tuple[str, list[tuple[Any, ...]]]:
+    """The statement and its values, without the columns that no call fills: the driver is quick
+    with numbers and texts, and has to think about each None."""
+    nothing = (None,) * len(calls)
+    columns = zip(codes.COLUMNS, zip(*map(codes.packed, calls), strict=True), strict=True)
+    filled = {name: values for name, values in columns if values != nothing}
+    statement = (
+        f"INSERT INTO api_calls ({', '.join(filled)})"
+        f" VALUES ({', '.join('?' * len(filled))}) ON CONFLICT DO NOTHING"
+    )
+    return statement, list(zip(*filled.values(), strict=True))

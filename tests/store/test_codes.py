@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from proxy.clock import now_ms
 from proxy.errors import ErrorReason
 from proxy.store import codes
 from proxy.store.engine import Store
@@ -101,3 +102,52 @@ def test_a_duration_is_kept_in_microseconds() -> None:
     kept = dict(zip(codes.COLUMNS, codes.packed(record), strict=True))
     assert repr(kept["response_time_ms_kept"]) == "990125"
     assert kept["total_duration_ms_kept"] == 1 / 3
+
+
+PLAIN = {
+    "requested_model": "groq/llama-3.1-8b-instant",
+    "model": "llama-3.1-8b-instant",
+    "account": "org-a",
+    "is_stream": False,
+    "finish_reason": "stop",
+    **dict.fromkeys(("time_to_first_token_ms", "tokens_per_second")),
+    **dict.fromkeys(("queue_time_ms", "overhead_ms", "overhead_before_ms"), 0.104),
+    **dict.fromkeys(("overhead_after_ms", "processing_time_ms", "ttfb_ms"), 812.309),
+    "list_cost_nano_usd": 985_000,
+    "price_version": "genai-prices 0.2.3",
+    **{"message_count": 3, "prompt_length": 4000, "response_length": 2000},
+}
+RICH = {
+    **PLAIN,
+    **dict.fromkeys(codes.THOUSANDTHS, 812.309),
+    **dict.fromkeys(("temperature", "top_p", "frequency_penalty", "presence_penalty"), 0.7),
+    **dict.fromkeys(("top_k", "stop_count", "tool_count", "n", "stall_count"), 3),
+    **{"max_tokens": 1024, "seed": 2**31 - 1, "reasoning_effort": "low", "chunk_count": 500},
+    **dict.fromkeys(("cached_tokens", "cache_write_tokens", "reasoning_tokens"), 300),
+    "is_stream": True,
+    "tokens_per_second": 100 / 3,
+    "model_version": "fp_f757f4b0bf",
+    "upstream_request_id": "req_01k7x0d6n8e7g8k9v1r5m6n7p8",
+    **{"client_id": "master", "agent_name": "researcher", "tool_name": "search"},
+    "session_id": "0b5ce6e8-5f0a-4a0c-9f5d-6d2a4f0c1b7e",
+    "trace_id": "4bf92f3577b34da6a3ce929d0e0e4736",
+}
+
+
+@pytest.mark.parametrize(("what", "most"), [(PLAIN, 300), (RICH, 580)])
+async def test_a_call_takes_little_room(
+    store: Store, path: Path, what: dict[str, Any], most: int
+) -> None:
+    """Its indexes included. The promise is 350 bytes, and 600 with everything."""
+
+    def size() -> int:
+        [row] = rows(
+            path, "SELECT page_count * page_size AS size FROM pragma_page_count, pragma_page_size"
+        )
+        return int(row["size"])
+
+    now = now_ms()
+    before = size()
+    for batch in range(40):
+        await store.write([call(timestamp=now + batch * 100 + n, **what) for n in range(100)])
+    assert (size() - before) / 4000 < most
