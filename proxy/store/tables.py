@@ -169,7 +169,6 @@ api_calls = Table(
     UniqueConstraint("request_id", "attempt"),
 )
 Index(None, api_calls.c.timestamp)
-Index(None, api_calls.c.provider, api_calls.c.model, api_calls.c.timestamp)
 
 
 def _partial(name: str, where: ColumnElement[bool], *columns: Column[Any]) -> None:
@@ -177,10 +176,9 @@ def _partial(name: str, where: ColumnElement[bool], *columns: Column[Any]) -> No
     Index(name, *columns, sqlite_where=where, postgresql_where=where)
 
 
-_AGENT, _SESSION = api_calls.c.agent_name, api_calls.c.session_id
+_AGENT = api_calls.c.agent_name
 _partial("ix_api_calls_unsuccessful", api_calls.c.status != "success", api_calls.c.timestamp)
 _partial("ix_api_calls_agent", _AGENT.is_not(None), _AGENT, api_calls.c.timestamp)
-_partial("ix_api_calls_session", _SESSION.is_not(None), _SESSION)
 
 rate_limits = Table(
     "rate_limits",

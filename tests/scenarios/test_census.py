@@ -217,7 +217,8 @@ def columns(connection: sqlite3.Connection) -> Iterator[tuple[str, str, str | No
     for (table,) in connection.execute(tables).fetchall():
         if table != "alembic_version":
             for row in connection.execute(f"PRAGMA table_xinfo({table})"):
-                yield table, row[1], row[4]
+                if not row[1].endswith("_kept"):  # how another column is stored
+                    yield table, row[1], row[4]
 
 
 def empty_columns(path: Path) -> set[str]:

@@ -72,14 +72,14 @@ async def test_many_rows_go_in_chunks_and_the_file_shrinks(
 ) -> None:
     monkeypatch.setattr(retention, "_PAUSE", 0)
     old = now_ms() - 40 * DAY
-    await store.write([call(timestamp=old) for _ in range(1201)])
+    await store.write([call(timestamp=old) for _ in range(2401)])
 
     def pages() -> int:
         with closing(sqlite3.connect(path)) as connection:
             return int(connection.execute("PRAGMA page_count").fetchone()[0])
 
     full = pages()
-    assert await retention.run(store, 30) >= 1201
+    assert await retention.run(store, 30) >= 2401
     assert count(path, "api_calls") == 0
     assert pages() < full / 3
 
