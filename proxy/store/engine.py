@@ -14,6 +14,7 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool
 
 from proxy.store import address, salvage, schema
 from proxy.store.address import StoreError
+from proxy.store.partitions import Partitions
 from proxy.store.records import Ledger
 from proxy.store.tables import metadata
 
@@ -48,6 +49,7 @@ class Store:
         self._opening = asyncio.Lock()
         self._writing = asyncio.Lock()
         self._ledger = Ledger(self._windows)
+        self._partitions = Partitions()
         self._writer: AsyncEngine | None = None
         self._reader: AsyncEngine | None = None
         self.refused = 0
@@ -97,6 +99,7 @@ class Store:
             engines = (self._writer, self._reader)
             self._writer = self._reader = None
             self._ledger = Ledger(self._windows)
+            self._partitions = Partitions()
             for engine in engines:
                 if engine is not None:
                     await engine.dispose()
@@ -112,6 +115,8 @@ class Store:
         writer = await self.writer()
         async with self._writing:
             try:
+                if writer.dialect.name == "postgresql":
+                    await self._partitions.make(writer, items)
                 self.refused += await salvage.write(self._ledger, writer, items)
             except (SQLAlchemyError, OSError) as error:
                 raise StoreError(self._unusable(error)) from error
