@@ -35,6 +35,7 @@ from proxy.store.tables import (
     system_metrics,
     tps_metrics,
 )
+from proxy.store.upsert import in_turn
 
 AGES: tuple[Column[int], ...] = (
     api_calls.c.timestamp,
@@ -161,6 +162,7 @@ async def _oldest_day(store: Store, age: Column[int], end: int) -> int | None:
 
 async def _delete(engine: AsyncEngine, which: ColumnElement[bool], table: Table) -> int:
     async with engine.begin() as connection:
+        await in_turn(connection)
         return (await connection.execute(delete(table).where(which))).rowcount
 
 
