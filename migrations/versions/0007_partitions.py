@@ -1,7 +1,7 @@
-"""On PostgreSQL, ``api_calls`` in partitions by UTC day, so that old days go at once.
+"""Figures that all who write share; on PostgreSQL, ``api_calls`` in partitions by UTC day.
 
-The table is copied as it is found: its columns, checks, indexes and views come from the database.
-What other roles were granted on it and on its views has to be granted again.
+The table of calls is copied as it is found: its columns, checks, indexes and views come from the
+database. What other roles were granted on it and on its views has to be granted again.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ revision = "0007"
 down_revision = "0003"
 branch_labels = None
 depends_on = None
+
+INSTANT = sa.Integer().with_variant(sa.DateTime(timezone=True), "postgresql")
 
 _AHEAD = 7
 
@@ -47,9 +49,20 @@ ADD CONSTRAINT uq_api_calls_request_id_attempt UNIQUE (request_id, attempt, time
 
 
 def upgrade() -> None:
+    op.create_table(
+        "running_figures",
+        sa.Column("name", sa.Text, nullable=False),
+        sa.Column("state", sa.Text, nullable=False),
+        sa.Column("until", INSTANT, nullable=False),
+        sa.PrimaryKeyConstraint("name", name="pk_running_figures"),
+    )
+    op.create_index("ix_running_figures_until", "running_figures", ["until"])
     bind = op.get_bind()
-    if bind.dialect.name != "postgresql":
-        return
+    if bind.dialect.name == "postgresql":
+        _part_by_day(bind)
+
+
+def _part_by_day(bind: sa.Connection) -> None:
     columns = bind.scalar(sa.text(_COLUMNS))
     indexes = bind.scalars(sa.text(_INDEXES)).all()
     views = bind.execute(sa.text(_VIEWS)).all()

@@ -101,7 +101,9 @@ async def drop(
 
 async def _drop(connection: AsyncConnection, name: str, safe: int | None) -> int:
     await connection.exec_driver_sql(_HURRY)
-    await connection.exec_driver_sql(f"LOCK TABLE {name} IN SHARE MODE")  # no row comes from here on
+    await connection.exec_driver_sql(
+        f"LOCK TABLE {name} IN SHARE MODE"
+    )  # no row comes from here on
     found = await connection.exec_driver_sql(f"SELECT count(*) FROM {name}")
     rows: int = found.scalar_one()
     if safe is not None and safe != rows:

@@ -6,17 +6,27 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import select
+from sqlalchemy import Dialect, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from proxy.clock import now_ms
-from proxy.store import breakers, catalog, costs, events, faults, limits, rests, samples
+from proxy.store import (
+    breakers,
+    catalog,
+    costs,
+    events,
+    faults,
+    health,
+    limits,
+    rests,
+    running,
+    samples,
+    windows,
+)
 from proxy.store.events import EventRecord
-from proxy.store.health import Health
 from proxy.store.tables import Instant, api_calls
 from proxy.store.upsert import in_turn
-from proxy.store.windows import SpeedWindows
 from proxy.types import (
     BreakerRecord,
     CallRecord,
@@ -74,34 +84,21 @@ class Batch:
 
 
 class Ledger:
-    """Writes batches, and holds the figures that run on from one to the next.
+    """Writes batches. It remembers nothing from one to the next: others may write beside it."""
 
-    What it holds changes only after a commit, so that a batch may be written again.
-    """
-
-    def __init__(self, windows: Mapping[str, Mapping[str, int]]) -> None:
-        self._windows = windows
-        self._health = Health()
-        self._speeds = SpeedWindows()
-        self._in_step = False
+    def __init__(self, limit_windows: Mapping[str, Mapping[str, int]]) -> None:
+        self._limit_windows = limit_windows
 
     async def write(self, engine: AsyncEngine, items: Sequence[object]) -> None:
         """Write the items in one transaction, or none of them."""
         batch = Batch(items)
-        async with engine.connect() as connection:
-            await connection.begin()
-            now = now_ms()
-            if not self._in_step:
-                self._health = await Health.load(connection, now)
-                self._speeds = SpeedWindows(known_from=now)
+        async with engine.begin() as connection:
             calls = await insert_calls(connection, batch.calls)
             await in_turn(connection)
-            health = self._health.after(calls, now)
-            speeds = await self._speeds.after(connection, calls)
-            await health.save(connection)
-            await speeds.save(connection)
+            now = now_ms()
+            await _run_on(connection, calls, now)
             await costs.add(connection, calls)
-            await limits.save_headers(connection, calls, self._windows)
+            await limits.save_headers(connection, calls, self._limit_windows)
             await rests.save_cooldowns(connection, batch.cooldowns)
             await rests.save_switches(connection, batch.switches)
             await rests.save_counts(connection, batch.counts)
@@ -110,12 +107,15 @@ class Ledger:
             await events.save(connection, batch.events)
             await catalog.save(connection, batch.models, now)
             await samples.save(connection, batch.samples)
-            # A commit that fails may still have happened: then the tables know better than we.
-            self._in_step = False
-            await connection.commit()
-            self._in_step = True
-        self._health.adopt(health)
-        self._speeds.adopt(speeds)
+
+
+async def _run_on(connection: AsyncConnection, calls: Sequence[CallRecord], now: int) -> None:
+    """Add the calls to the figures that run on from batch to batch."""
+    ended, parts = health.outcomes(calls), windows.parts(calls)
+    old = await running.load(connection, [*ended, *parts])
+    conditions = await health.save(connection, ended, old, now)
+    speeds = await windows.save(connection, parts, old)
+    await running.save(connection, old, {**conditions, **speeds}, now)
 
 
 def row(record: CallRecord) -> tuple[Any, ...]:
@@ -149,7 +149,7 @@ async def insert_calls(
     calls = sorted(calls, key=lambda call: (call.request_id, call.attempt))
     rows = msgspec.json.encode([row(call) for call in calls]).decode()
     done = await connection.exec_driver_sql(_POSTGRESQL_INSERT, (rows,))
-    new = {(request, attempt) for request, attempt in done}
+    new = {tuple(key) for key in done}
     return [call for call in calls if (call.request_id, call.attempt) in new]
 
 
@@ -171,11 +171,14 @@ def _postgresql_insert() -> str:
     )
 
 
+_POSTGRESQL: Dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
+
+
 def _out_of_json(place: int, name: str) -> str:
     kind = api_calls.c[name].type
     if isinstance(kind, Instant):
         return f"'epoch'::timestamptz + (row->>{place})::bigint * interval '1 millisecond'"
-    return f"(row->>{place})::{kind.compile(postgresql.dialect())}"
+    return f"(row->>{place})::{kind.compile(_POSTGRESQL)}"
 
 
 _POSTGRESQL_INSERT = _postgresql_insert()

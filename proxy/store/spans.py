@@ -16,7 +16,15 @@ from proxy.store.pages import Row
 
 PAGE = 1000
 
-_INSTANTS = ("timestamp", "window_start", "last_updated", "updated_at", "last_seen", "date")
+_INSTANTS = (
+    "timestamp",
+    "window_start",
+    "last_updated",
+    "updated_at",
+    "last_seen",
+    "date",
+    "until",
+)
 
 
 class Span(NamedTuple):

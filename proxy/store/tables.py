@@ -336,3 +336,12 @@ custom_events = Table(
 )
 Index(None, custom_events.c.timestamp)
 Index(None, custom_events.c.name, custom_events.c.timestamp)
+
+running_figures = Table(
+    "running_figures",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("state", Text, nullable=False),
+    Column("until", Instant, nullable=False),
+)
+Index(None, running_figures.c.until)

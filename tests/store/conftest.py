@@ -66,12 +66,26 @@ async def empty(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
 
 
 @pytest.fixture(params=REACHABLE)
-async def either(
+async def ready(
     request: pytest.FixtureRequest, tmp_path: Path, like: dict[str, str | Path]
-) -> AsyncIterator[Store]:
-    """A store on each kind of database in turn."""
+) -> AsyncIterator[str]:
+    """The address of a database at the newest revision, on each kind in turn."""
     async with database(request.param, tmp_path, like[request.param]) as url:
-        made = Store(url, windows=WINDOWS)
-        await made.open()
-        yield made
-        await made.close()
+        yield url
+
+
+@pytest.fixture
+async def either(ready: str) -> AsyncIterator[Store]:
+    """A store on each kind of database in turn."""
+    made = Store(ready, windows=WINDOWS)
+    await made.open()
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+async def other(ready: str) -> AsyncIterator[Store]:
+    """A second store on the database of ``either``, as another process would have it."""
+    made = Store(ready, windows=WINDOWS)
+    yield made
+    await made.close()
