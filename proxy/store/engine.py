@@ -33,6 +33,10 @@ _WRITER_BUSY_MS = 1000  # the batch writer comes again, so waiting here gains no
 _READER_BUSY_MS = 5000
 _CONNECT_SECONDS = 5
 
+WRITERS = 1
+READERS = {"sqlite": 2, "postgresql": 4}
+"""Connections of one process, by kind of database: it opens no more than ``WRITERS + READERS``."""
+
 
 class Store:
     """What the gateway remembers, in SQLite or PostgreSQL.
@@ -145,14 +149,16 @@ class Store:
 
 def _writer(where: URL) -> AsyncEngine:
     if where.get_backend_name() == "sqlite":
-        return _sqlite(where, "BEGIN IMMEDIATE", connections=1, busy_timeout=_WRITER_BUSY_MS)
-    return _postgresql(where, connections=1)
+        return _sqlite(where, "BEGIN IMMEDIATE", WRITERS, busy_timeout=_WRITER_BUSY_MS)
+    return _postgresql(where, WRITERS)
 
 
 def _readers(where: URL) -> AsyncEngine:
-    if where.get_backend_name() == "sqlite":
-        return _sqlite(where, "BEGIN", connections=2, busy_timeout=_READER_BUSY_MS, query_only="ON")
-    return _postgresql(where, connections=4, default_transaction_read_only="on")
+    kind = where.get_backend_name()
+    if kind == "sqlite":
+        return _sqlite(where, "BEGIN", READERS[kind], busy_timeout=_READER_BUSY_MS, query_only="ON")
+    engine = _postgresql(where, READERS[kind], isolation_level="REPEATABLE READ")
+    return engine.execution_options(postgresql_readonly=True)
 
 
 async def _in_memory() -> AsyncEngine:
@@ -165,7 +171,7 @@ async def _in_memory() -> AsyncEngine:
     return engine
 
 
-def _sqlite(where: URL, begin: str, *, connections: int, **pragmas: str | int) -> AsyncEngine:
+def _sqlite(where: URL, begin: str, connections: int, **pragmas: str | int) -> AsyncEngine:
     # busy_timeout leads the pragmas, as setting the others may have to wait already.
     engine = create_async_engine(where, pool_size=connections, max_overflow=0, hide_parameters=True)
 
@@ -184,7 +190,9 @@ def _sqlite(where: URL, begin: str, *, connections: int, **pragmas: str | int) -
     return engine
 
 
-def _postgresql(where: URL, *, connections: int, **settings: str) -> AsyncEngine:
+def _postgresql(where: URL, connections: int, **options: str) -> AsyncEngine:
+    # What a connection is to be like is said with each transaction and never for its lifetime, so
+    # that PgBouncer may stand between.
     return create_async_engine(
         where,
         pool_size=connections,
@@ -193,6 +201,7 @@ def _postgresql(where: URL, *, connections: int, **settings: str) -> AsyncEngine
         hide_parameters=True,
         connect_args={
             "timeout": _CONNECT_SECONDS,
-            "server_settings": {"application_name": "tollkeeper", **settings},
+            "server_settings": {"application_name": "tollkeeper"},
         },
+        **options,
     )

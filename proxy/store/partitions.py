@@ -34,7 +34,11 @@ DEFAULT = api_calls.to_metadata(MetaData(), name="api_calls_default")
 _EPOCH = date(1970, 1, 1).toordinal()
 _NAME = re.compile(rf"{api_calls.name}_(\d{{8}})")
 _LOCK = 0x746F6C6D  # any number that is ours
-_HURRY = "SET LOCAL lock_timeout = '300ms'"  # shorter than what PostgreSQL takes for a deadlock
+_HURRY = """
+SELECT set_config('lock_timeout', '300ms', true),
+       set_config('idle_in_transaction_session_timeout', '10s', true)
+"""
+"""Shorter than what PostgreSQL takes for a deadlock; and who hangs does not hold the table."""
 _BUSY = "55P03"  # lock_not_available
 _REST_SECONDS = 60.0
 _COLUMNS = ", ".join(f'"{column.name}"' for column in api_calls.c if column.computed is None)
@@ -118,23 +122,26 @@ async def _make(engine: AsyncEngine, days: Iterable[int]) -> None:
             return
         await connection.exec_driver_sql(_HURRY)
         await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK})")
-        for day in sorted(set(days) - await _existing(connection)):
-            await _attach(connection, _name(day), (_moment(day), _moment(day + 1)))
+        await _attach(connection, sorted(set(days) - await _existing(connection)))
 
 
-async def _attach(connection: AsyncConnection, name: str, ends: Sequence[str]) -> None:
-    # The whole table is taken first: who routed a row to DEFAULT meanwhile would see it refused.
-    first, end = ends
-    for statement in (
-        f"LOCK TABLE ONLY {api_calls.name} IN ACCESS EXCLUSIVE MODE",
-        f"CREATE TABLE {name} (LIKE {api_calls.name} INCLUDING ALL)",
-        f"WITH moved AS (DELETE FROM {DEFAULT.name} WHERE timestamp >= '{first}'"
-        f" AND timestamp < '{end}' RETURNING {_COLUMNS})"
-        f" INSERT INTO {name} ({_COLUMNS}) SELECT {_COLUMNS} FROM moved",
-        f"ALTER TABLE {api_calls.name} ATTACH PARTITION {name}"
-        f" FOR VALUES FROM ('{first}') TO ('{end}')",
-    ):
+async def _attach(connection: AsyncConnection, days: Sequence[int]) -> None:
+    for day in days:
+        statement = f"CREATE TABLE {_name(day)} (LIKE {api_calls.name} INCLUDING ALL)"
         await connection.exec_driver_sql(statement)
+    # The whole table is taken: a row that went to DEFAULT just now would be refused.
+    await connection.exec_driver_sql(f"LOCK TABLE ONLY {api_calls.name} IN ACCESS EXCLUSIVE MODE")
+    for day in days:
+        first, end = _moment(day), _moment(day + 1)
+        await connection.exec_driver_sql(
+            f"WITH moved AS (DELETE FROM {DEFAULT.name} WHERE timestamp >= '{first}'"
+            f" AND timestamp < '{end}' RETURNING {_COLUMNS})"
+            f" INSERT INTO {_name(day)} ({_COLUMNS}) SELECT {_COLUMNS} FROM moved"
+        )
+        await connection.exec_driver_sql(
+            f"ALTER TABLE {api_calls.name} ATTACH PARTITION {_name(day)}"
+            f" FOR VALUES FROM ('{first}') TO ('{end}')"
+        )
 
 
 async def _existing(connection: AsyncConnection) -> set[int]:

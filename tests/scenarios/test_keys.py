@@ -322,7 +322,7 @@ async def test_no_key_stands_in_an_answer_a_row_or_the_statistics(
         assert "canary" not in (await gateway.client.get(path)).text
     # The one that passes is the upstream's own stream: bytes that have begun are not edited.
     assert [("canary" in got.text) for got in seen] == [False, False, False, True, False]
-    database = b"".join(path.read_bytes() for path in gateway.database.parent.glob("calls.db*"))
+    database = b"".join(path.read_bytes() for path in gateway.folder.glob("calls.db*"))
     assert b"canary" not in database
     assert "canary" not in caplog.text
 

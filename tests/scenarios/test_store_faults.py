@@ -173,7 +173,7 @@ async def test_a_database_that_is_taken_away_while_it_serves_costs_no_request(
 ) -> None:
     await gateway.chat("lab/json")
     await gateway.row()
-    for path in gateway.database.parent.glob("calls.db*"):
+    for path in gateway.folder.glob("calls.db*"):
         path.unlink()
     answers: list[httpx.Response] = [await gateway.chat("lab/json") for _ in range(3)]
     assert {got.status_code for got in answers} == {200}

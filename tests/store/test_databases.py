@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -12,7 +13,14 @@ from proxy.store.address import StoreError
 from proxy.store.engine import Store
 from proxy.store.events import EventRecord
 from proxy.store.filters import Filters
-from proxy.store.tables import api_calls, daily_costs, metadata, rate_limits
+from proxy.store.tables import (
+    api_calls,
+    daily_costs,
+    metadata,
+    provider_health,
+    rate_limits,
+    tps_metrics,
+)
 from proxy.types import (
     BreakerRecord,
     CooldownRecord,
@@ -20,6 +28,7 @@ from proxy.types import (
     FaultRecord,
     GpuSample,
     HostSample,
+    LiftRecord,
     ModelInfo,
     SwitchRecord,
 )
@@ -146,3 +155,51 @@ async def test_no_server_is_told_without_the_password() -> None:
         await store.open()
     assert "127.0.0.1:1/none" in str(raised.value)
     assert "hunter2" not in str(raised.value)
+
+
+def _round(number: int) -> list[list[object]]:
+    """What two nodes write at the same moment: half of it is the same, in the other order."""
+    models = [f"m{place}" for place in range(6)]
+    shared = [
+        call(request_id=f"{number}-{model}", model=model, rate_headers=HEADERS) for model in models
+    ]
+    batches: list[list[object]] = []
+    for order in (1, -1):
+        batch: list[object] = []
+        for model in models[::order]:
+            at = NOON + number
+            batch += [
+                call(model=model, key_id="b"),
+                failed(model=model, rate_headers=HEADERS),
+                CooldownRecord("groq", model, "k", "org", at + 9000, "rate_limit", 1, at),
+                LiftRecord("groq", model, "", "org", at + 1),
+                SwitchRecord("groq", model, "org", True, at),
+                CountRecord("groq", model, "k", "org", "requests", 10, 4, 86_400, at, at),
+                BreakerRecord("groq", model, "closed", "open", "server_error", at, 1, at),
+                [ModelInfo("groq", model, {})],
+                EventRecord(f"{number}-{model}", at, "hit"),
+            ]
+        batches.append([*shared[::order], *batch])
+    return batches
+
+
+async def test_two_nodes_that_write_the_same_rows_neither_deadlock_nor_miscount(
+    either: Store, other: Store
+) -> None:
+    rounds = 12
+    await other.open()
+    for number in range(rounds):
+        mine, theirs = _round(number)
+        await asyncio.gather(either.write(mine), other.write(theirs))
+    calls = await read(either, api_calls)
+    costs = await read(either, daily_costs, "model_name")
+    speeds = await read(either, tps_metrics)
+    health = await read(either, provider_health)
+    assert len(calls) == rounds * (6 + 2 * 12)
+    assert {(day["invocations"], day["failures"], day["input_tokens"]) for day in costs} == {
+        (rounds * 5, rounds * 2, rounds * 3 * 1000)
+    }
+    assert (
+        sum(row["sample_count"] for row in speeds if row["window_minutes"] == 60) == 6 * 3 * rounds
+    )
+    assert {row["sample_count"] for row in health} == {rounds * 5}
