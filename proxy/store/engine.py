@@ -14,6 +14,7 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool
 
 from proxy.store import address, salvage, schema
 from proxy.store.address import StoreError
+from proxy.store.knocking import Knocking
 from proxy.store.partitions import Partitions
 from proxy.store.records import Ledger
 from proxy.store.tables import metadata
@@ -32,6 +33,7 @@ _PRAGMAS = {
 _WRITER_BUSY_MS = 1000  # the batch writer comes again, so waiting here gains nothing
 _READER_BUSY_MS = 5000
 _CONNECT_SECONDS = 5
+_ANSWER_SECONDS = 60  # a server that neither answers nor hangs up is given up
 
 WRITERS = 1
 READERS = {"sqlite": 2, "postgresql": 4}
@@ -54,6 +56,7 @@ class Store:
         self._writing = asyncio.Lock()
         self._ledger = Ledger(self._windows)
         self._partitions = Partitions()
+        self._knocking = Knocking()
         self._writer: AsyncEngine | None = None
         self._reader: AsyncEngine | None = None
         self.refused = 0
@@ -82,7 +85,7 @@ class Store:
                 self._reader = await _in_memory()
                 return
             address.make_folder(self._address)
-            writer = _writer(self._address)
+            writer = _writer(self._address, self._knocking)
             try:
                 await schema.ensure(writer, self._address)
                 # The one connection is made here, where nobody is cancelled: the pool would let
@@ -95,7 +98,7 @@ class Store:
             except BaseException:
                 await writer.dispose()
                 raise
-            self._writer, self._reader = writer, _readers(self._address)
+            self._writer, self._reader = writer, _readers(self._address, self._knocking)
 
     async def close(self) -> None:
         """Give back every connection; the store can be opened again."""
@@ -147,17 +150,17 @@ class Store:
         return f"cannot use the database {self.location}: {address.reason(error)}"
 
 
-def _writer(where: URL) -> AsyncEngine:
+def _writer(where: URL, knocking: Knocking) -> AsyncEngine:
     if where.get_backend_name() == "sqlite":
         return _sqlite(where, "BEGIN IMMEDIATE", WRITERS, busy_timeout=_WRITER_BUSY_MS)
-    return _postgresql(where, WRITERS)
+    return _postgresql(where, knocking, WRITERS)
 
 
-def _readers(where: URL) -> AsyncEngine:
+def _readers(where: URL, knocking: Knocking) -> AsyncEngine:
     kind = where.get_backend_name()
     if kind == "sqlite":
         return _sqlite(where, "BEGIN", READERS[kind], busy_timeout=_READER_BUSY_MS, query_only="ON")
-    engine = _postgresql(where, READERS[kind], isolation_level="REPEATABLE READ")
+    engine = _postgresql(where, knocking, READERS[kind], isolation_level="REPEATABLE READ")
     return engine.execution_options(postgresql_readonly=True)
 
 
@@ -190,10 +193,10 @@ def _sqlite(where: URL, begin: str, connections: int, **pragmas: str | int) -> A
     return engine
 
 
-def _postgresql(where: URL, connections: int, **options: str) -> AsyncEngine:
+def _postgresql(where: URL, knocking: Knocking, connections: int, **options: str) -> AsyncEngine:
     # What a connection is to be like is said with each transaction and never for its lifetime, so
     # that PgBouncer may stand between.
-    return create_async_engine(
+    engine = create_async_engine(
         where,
         pool_size=connections,
         max_overflow=0,
@@ -201,7 +204,10 @@ def _postgresql(where: URL, connections: int, **options: str) -> AsyncEngine:
         hide_parameters=True,
         connect_args={
             "timeout": _CONNECT_SECONDS,
+            "command_timeout": _ANSWER_SECONDS,
             "server_settings": {"application_name": "tollkeeper"},
         },
         **options,
     )
+    event.listen(engine.sync_engine, "do_connect", knocking.connect)
+    return engine
