@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import asyncpg
 
@@ -103,6 +103,40 @@ def select(where: Path | str, sql: str, *values: Any) -> list[dict[str, Any]]:
         return []
     finally:
         connection.close()
+
+
+class Described(NamedTuple):
+    """A column of a table; ``default`` as text, "" without."""
+
+    table: str
+    name: str
+    type: str
+    default: str
+
+
+_SQLITE_COLUMNS = """
+SELECT t.name AS "table", c.name, c.type, c.dflt_value AS "default"
+FROM sqlite_master AS t JOIN pragma_table_xinfo(t.name) AS c
+WHERE t.type = 'table' AND t.name NOT LIKE 'sqlite%'
+"""
+_POSTGRESQL_COLUMNS = """
+SELECT relname AS "table", attname AS name, format_type(atttypid, atttypmod) AS type,
+       pg_get_expr(adbin, adrelid) AS default
+FROM pg_class JOIN pg_attribute ON attrelid = pg_class.oid
+LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
+WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p') AND NOT relispartition
+      AND attnum > 0
+"""
+
+
+def columns(where: Path | str) -> list[Described]:
+    """All that is stored."""
+    rows = select(where, _POSTGRESQL_COLUMNS if isinstance(where, str) else _SQLITE_COLUMNS)
+    return [
+        Described(**row | {"default": (row["default"] or "").partition("::")[0].strip("'")})
+        for row in rows
+        if row["table"] != "alembic_version"
+    ]
 
 
 async def _select(name: str, sql: str, values: Sequence[Any]) -> list[dict[str, Any]]:
