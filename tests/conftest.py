@@ -11,7 +11,8 @@ import pytest
 import pytest_asyncio
 
 from proxy.metering import tokenizer
-from tests.gateway import Gateway, lab, running
+from tests.gateway import Gateway, default, lab, running
+from tests.store.databases import REACHABLE
 from tests.upstream import Upstream, upstream_server
 
 
@@ -19,6 +20,23 @@ from tests.upstream import Upstream, upstream_server
 def _no_tokenizer() -> None:
     """What nobody told is guessed, installed or not, but in the tests that are about counting."""
     tokenizer.INSTALLED = False
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    told = "what gateways keep their rows in where a test does not say it"
+    parser.addoption("--database", choices=REACHABLE, default="sqlite", help=told)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    default.database = config.getoption("--database")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if default.database == "sqlite":
+        return
+    others = [item for item in items if item.get_closest_marker("sqlite")]
+    items[:] = [item for item in items if item not in others]
+    config.hook.pytest_deselected(items=others)
 
 
 @pytest_asyncio.fixture
@@ -33,12 +51,14 @@ async def start(tmp_path: Path) -> AsyncIterator[Callable[..., Awaitable[Gateway
     async with AsyncExitStack() as stack:
         number = 0
 
-        async def begin(config: dict[str, Any], transport: Any = None) -> Gateway:
+        async def begin(
+            config: dict[str, Any], transport: Any = None, kind: str | None = None
+        ) -> Gateway:
             nonlocal number
             number += 1
             folder = tmp_path / f"gateway-{number}"
             folder.mkdir()
-            return await stack.enter_async_context(running(folder, config, transport))
+            return await stack.enter_async_context(running(folder, config, transport, kind))
 
         yield begin
 

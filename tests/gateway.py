@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import json
 import shutil
-import sqlite3
-import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -23,13 +23,16 @@ from proxy.app import create_app
 from proxy.config import load
 from proxy.metering.writer import BatchWriter
 from proxy.serve import bind
-from proxy.store.engine import Store
 from proxy.wire import OneWriteProtocol
+from tests.store import databases
 
 _QUICK_WRITER = partial(BatchWriter, interval=0.01)
 """Hundreds of tests wait for their rows."""
 SECONDS = 5.0
 """How long a row may take to appear before a test gives up; the promise is one second."""
+
+default = SimpleNamespace(database="sqlite")
+"""Of which kind the databases of gateways are: what ``--database`` says."""
 
 PATIENT = {
     "max_wait": 0,
@@ -69,10 +72,16 @@ class Line:
 
 
 class Gateway:
-    """``client`` speaks to it with its master key, if there is one; ``rows`` reads its tables."""
+    """``client`` speaks to it with its master key, if there is one; ``rows`` reads its tables.
 
-    def __init__(self, url: str, database: Path, app: Any, key: str | None) -> None:
+    ``database`` is a file, or the name of one on the PostgreSQL server.
+    """
+
+    def __init__(
+        self, url: str, folder: Path, database: Path | str, app: Any, key: str | None
+    ) -> None:
         self.url = url
+        self.folder = folder
         self.database = database
         self.app = app
         headers = {"authorization": f"Bearer {key}"} if key else {}
@@ -86,17 +95,7 @@ class Gateway:
 
     def select(self, sql: str, *values: Any) -> list[dict[str, Any]]:
         """Rows, read on a connection that is not the gateway's."""
-        try:
-            connection = sqlite3.connect(f"file:{self.database}?mode=ro", uri=True)
-        except sqlite3.OperationalError:  # there is none yet
-            return []
-        connection.row_factory = sqlite3.Row
-        try:
-            return [dict(row) for row in connection.execute(sql, values)]
-        except sqlite3.OperationalError:
-            return []
-        finally:
-            connection.close()
+        return databases.select(self.database, sql, *values)
 
     async def rows(
         self, count: int = 1, sql: str = "SELECT * FROM api_calls ORDER BY id", *values: Any
@@ -145,31 +144,52 @@ class Gateway:
 
 
 async def migrated() -> Path:
-    """An empty database of the current schema. Making one takes a second, copying it nothing."""
-    if "path" not in _template:
-        path = Path(tempfile.mkdtemp(prefix="tollkeeper-")) / "empty.db"
-        store = Store(f"sqlite+aiosqlite:///{path}")
-        await store.open()
-        await store.close()
-        _template["path"] = path
-    return _template["path"]
+    """An empty file of the current schema, to be copied."""
+    return Path(databases.migrated("sqlite"))
 
 
-_template: dict[str, Path] = {}
+async def _database(kind: str, folder: Path) -> tuple[Path | str, str]:
+    """The database of the gateway in that folder, the same for the next one there, and its
+    address."""
+    if kind == "sqlite":
+        path = folder / "calls.db"
+        if not path.exists():
+            shutil.copy(await migrated(), path)
+        return path, f"sqlite+aiosqlite:///{path}"
+    if folder not in _names:
+        if len(_names) >= _KEPT:
+            await databases.drop(_names.pop(next(iter(_names))))
+        _names[folder] = await databases.create(databases.migrated(kind))
+    return _names[folder], databases.address(_names[folder])
+
+
+_names: dict[Path, str] = {}
+_KEPT = 8
+"""How many databases stay for a gateway that comes again. No test has more at once."""
+
+
+@atexit.register
+def _drop() -> None:
+    for name in _names.values():
+        asyncio.run(databases.drop(name))
 
 
 @asynccontextmanager
 async def running(
-    folder: Path, config: dict[str, Any], transport: httpx.AsyncBaseTransport | None = None
+    folder: Path,
+    config: dict[str, Any],
+    transport: httpx.AsyncBaseTransport | None = None,
+    kind: str | None = None,
 ) -> AsyncIterator[Gateway]:
     """Serve with a configuration (the YAML as a dict) until the block ends.
 
-    The database is ``folder/calls.db`` unless the configuration says otherwise.
+    The database is of the ``kind`` that ``--database`` says unless it is told here, and an address
+    in the configuration beats both.
     """
-    database = folder / "calls.db"
-    if not database.exists():
-        shutil.copy(await migrated(), database)
-    telemetry = {"database_url": f"sqlite+aiosqlite:///{database}", **config.get("telemetry", {})}
+    telemetry = dict(config.get("telemetry", {}))
+    database: Path | str = folder / "calls.db"
+    if "database_url" not in telemetry:
+        database, telemetry["database_url"] = await _database(kind or default.database, folder)
     file = folder / "tollkeeper.yaml"
     server_settings = {"port": 0, "log_level": "warning", **config.get("server", {})}
     routing = config.get("routing", PATIENT)
@@ -204,9 +224,8 @@ async def running(
                 assert not serving.done(), "the gateway did not start"
                 await asyncio.sleep(0.005)
         port = listener.getsockname()[1]
-        gateway = Gateway(
-            f"http://127.0.0.1:{port}", database, app, key.get_secret_value() if key else None
-        )
+        master = key.get_secret_value() if key else None
+        gateway = Gateway(f"http://127.0.0.1:{port}", folder, database, app, master)
         try:
             yield gateway
         finally:

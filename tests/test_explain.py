@@ -21,7 +21,7 @@ Start = Callable[..., Awaitable[Gateway]]
 
 async def said(gateway: Gateway, model: str) -> list[str]:
     """The lines without the instants in them."""
-    settings = load(gateway.database.parent / "tollkeeper.yaml", {}, {})
+    settings = load(gateway.folder / "tollkeeper.yaml", {}, {})
     text = await explain(settings, model)
     return re.sub(r"20\d\d-\S+Z", "THEN", text).splitlines()
 

@@ -14,6 +14,8 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool
 
 from proxy.store import address, salvage, schema
 from proxy.store.address import StoreError
+from proxy.store.knocking import Knocking
+from proxy.store.partitions import Partitions
 from proxy.store.records import Ledger
 from proxy.store.tables import metadata
 
@@ -31,6 +33,11 @@ _PRAGMAS = {
 _WRITER_BUSY_MS = 1000  # the batch writer comes again, so waiting here gains nothing
 _READER_BUSY_MS = 5000
 _CONNECT_SECONDS = 5
+_ANSWER_SECONDS = 60  # a server that neither answers nor hangs up is given up
+
+WRITERS = 1
+READERS = {"sqlite": 2, "postgresql": 4}
+"""Connections of one process, by kind of database: it opens no more than ``WRITERS + READERS``."""
 
 
 class Store:
@@ -48,6 +55,8 @@ class Store:
         self._opening = asyncio.Lock()
         self._writing = asyncio.Lock()
         self._ledger = Ledger(self._windows)
+        self._partitions = Partitions()
+        self._knocking = Knocking()
         self._writer: AsyncEngine | None = None
         self._reader: AsyncEngine | None = None
         self.refused = 0
@@ -76,7 +85,7 @@ class Store:
                 self._reader = await _in_memory()
                 return
             address.make_folder(self._address)
-            writer = _writer(self._address)
+            writer = _writer(self._address, self._knocking)
             try:
                 await schema.ensure(writer, self._address)
                 # The one connection is made here, where nobody is cancelled: the pool would let
@@ -89,7 +98,7 @@ class Store:
             except BaseException:
                 await writer.dispose()
                 raise
-            self._writer, self._reader = writer, _readers(self._address)
+            self._writer, self._reader = writer, _readers(self._address, self._knocking)
 
     async def close(self) -> None:
         """Give back every connection; the store can be opened again."""
@@ -97,6 +106,7 @@ class Store:
             engines = (self._writer, self._reader)
             self._writer = self._reader = None
             self._ledger = Ledger(self._windows)
+            self._partitions = Partitions()
             for engine in engines:
                 if engine is not None:
                     await engine.dispose()
@@ -112,6 +122,8 @@ class Store:
         writer = await self.writer()
         async with self._writing:
             try:
+                if writer.dialect.name == "postgresql":
+                    await self._partitions.make(writer, items)
                 self.refused += await salvage.write(self._ledger, writer, items)
             except (SQLAlchemyError, OSError) as error:
                 raise StoreError(self._unusable(error)) from error
@@ -138,16 +150,18 @@ class Store:
         return f"cannot use the database {self.location}: {address.reason(error)}"
 
 
-def _writer(where: URL) -> AsyncEngine:
+def _writer(where: URL, knocking: Knocking) -> AsyncEngine:
     if where.get_backend_name() == "sqlite":
-        return _sqlite(where, "BEGIN IMMEDIATE", connections=1, busy_timeout=_WRITER_BUSY_MS)
-    return _postgresql(where, connections=1)
+        return _sqlite(where, "BEGIN IMMEDIATE", WRITERS, busy_timeout=_WRITER_BUSY_MS)
+    return _postgresql(where, knocking, WRITERS)
 
 
-def _readers(where: URL) -> AsyncEngine:
-    if where.get_backend_name() == "sqlite":
-        return _sqlite(where, "BEGIN", connections=2, busy_timeout=_READER_BUSY_MS, query_only="ON")
-    return _postgresql(where, connections=4, default_transaction_read_only="on")
+def _readers(where: URL, knocking: Knocking) -> AsyncEngine:
+    kind = where.get_backend_name()
+    if kind == "sqlite":
+        return _sqlite(where, "BEGIN", READERS[kind], busy_timeout=_READER_BUSY_MS, query_only="ON")
+    engine = _postgresql(where, knocking, READERS[kind], isolation_level="REPEATABLE READ")
+    return engine.execution_options(postgresql_readonly=True)
 
 
 async def _in_memory() -> AsyncEngine:
@@ -160,7 +174,7 @@ async def _in_memory() -> AsyncEngine:
     return engine
 
 
-def _sqlite(where: URL, begin: str, *, connections: int, **pragmas: str | int) -> AsyncEngine:
+def _sqlite(where: URL, begin: str, connections: int, **pragmas: str | int) -> AsyncEngine:
     # busy_timeout leads the pragmas, as setting the others may have to wait already.
     engine = create_async_engine(where, pool_size=connections, max_overflow=0, hide_parameters=True)
 
@@ -179,8 +193,10 @@ def _sqlite(where: URL, begin: str, *, connections: int, **pragmas: str | int) -
     return engine
 
 
-def _postgresql(where: URL, *, connections: int, **settings: str) -> AsyncEngine:
-    return create_async_engine(
+def _postgresql(where: URL, knocking: Knocking, connections: int, **options: str) -> AsyncEngine:
+    # What a connection is to be like is said with each transaction and never for its lifetime, so
+    # that PgBouncer may stand between.
+    engine = create_async_engine(
         where,
         pool_size=connections,
         max_overflow=0,
@@ -188,6 +204,10 @@ def _postgresql(where: URL, *, connections: int, **settings: str) -> AsyncEngine
         hide_parameters=True,
         connect_args={
             "timeout": _CONNECT_SECONDS,
-            "server_settings": {"application_name": "tollkeeper", **settings},
+            "command_timeout": _ANSWER_SECONDS,
+            "server_settings": {"application_name": "tollkeeper"},
         },
+        **options,
     )
+    event.listen(engine.sync_engine, "do_connect", knocking.connect)
+    return engine

@@ -7,6 +7,7 @@ a hang-up, a limit and a bad key say nothing about a provider's health.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import reduce
 from typing import Any
 
 import msgspec
@@ -14,6 +15,7 @@ from sqlalchemy import Select, case, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from proxy.reasons import FAILURES
+from proxy.store.running import States
 from proxy.store.tables import api_calls, provider_health
 from proxy.store.upsert import replace
 from proxy.types import CallRecord
@@ -23,7 +25,8 @@ _BUCKET_MS = 10_000  # the window moves on in steps of this
 _UNHEALTHY_AFTER = 3
 _WEIGHT = 0.2  # of the newest value in a moving average
 
-Key = tuple[str, str]
+Key = tuple[str, str, str]
+"""Of a running figure: "health", provider, model."""
 
 
 class Condition(msgspec.Struct, frozen=True):
@@ -70,8 +73,8 @@ class Condition(msgspec.Struct, frozen=True):
         failures = sum(failed for _, failed in self.buckets.values())
         checks = [t for t in (self.last_success_time, self.last_failure_time) if t is not None]
         return {
-            "provider": key[0],
-            "model": key[1],
+            "provider": key[1],
+            "model": key[2],
             "key_id": "",
             "is_healthy": self.consecutive_failures < _UNHEALTHY_AFTER,
             "failure_rate": failures / counted if counted else 0.0,
@@ -89,74 +92,70 @@ class Condition(msgspec.Struct, frozen=True):
         }
 
 
-class Changes(msgspec.Struct, frozen=True):
-    """The states that a batch changes, not yet adopted."""
-
-    conditions: dict[Key, Condition]
-    now: int
-
-    async def save(self, connection: AsyncConnection) -> None:
-        """Upsert their rows."""
-        rows = [self.conditions[key].row(key, self.now) for key in sorted(self.conditions)]
-        await replace(connection, provider_health, ("provider", "model", "key_id"), rows)
+_CONDITION = msgspec.json.Decoder(Condition)
 
 
-class Health:
-    """The state of every provider and model."""
+def outcomes(calls: Iterable[CallRecord]) -> dict[Key, list[CallRecord]]:
+    """The calls that count, by whose health they tell of, in the order in which they ended."""
+    found: dict[Key, list[CallRecord]] = {}
+    for call in sorted(filter(_counts, calls), key=lambda call: call.finished_at):
+        found.setdefault(("health", call.provider, call.model), []).append(call)
+    return found
 
-    def __init__(self, conditions: dict[Key, Condition] | None = None) -> None:
-        self._conditions = conditions or {}
 
-    @classmethod
-    async def load(cls, connection: AsyncConnection, now: int) -> Health:
-        """Take up where the tables left off: the states, and the outcomes of the window."""
-        table = provider_health.c
-        conditions = {}
-        for row in (await connection.execute(select(provider_health))).mappings():
-            names = [name for name in Condition.__struct_fields__ if name in table]
-            fields = {name: row[name] for name in names}
-            conditions[row["provider"], row["model"]] = Condition(**fields)
-        buckets: dict[Key, dict[int, tuple[int, int]]] = {}
-        for provider, model, at, failed in await connection.execute(_recent(now)):
-            counts = buckets.setdefault((provider, model), {})
-            counted, failures = counts.get(at // _BUCKET_MS, (0, 0))
-            counts[at // _BUCKET_MS] = (counted + 1, failures + failed)
-        for key, counts in buckets.items():
-            known = conditions.get(key, Condition())
-            conditions[key] = msgspec.structs.replace(known, buckets=counts)
-        return cls(conditions)
+async def save(
+    connection: AsyncConnection, ended: Mapping[Key, list[CallRecord]], old: States, now: int
+) -> States:
+    """Let the calls, whose rows are in this transaction already, change the conditions they tell
+    of, and return their states."""
+    conditions: dict[Key, Condition] = {}
+    for key in sorted(ended):
+        before = _CONDITION.decode(old[key]) if key in old else await _load(connection, key)
+        condition = reduce(Condition.after, ended[key], before)
+        if key not in old:
+            buckets = await _recent(connection, key, now)
+            condition = msgspec.structs.replace(condition, buckets=buckets)
+        conditions[key] = _forget(condition, now)
+    rows = [condition.row(key, now) for key, condition in conditions.items()]
+    await replace(connection, provider_health, ("provider", "model", "key_id"), rows)
+    return {key: msgspec.json.encode(condition) for key, condition in conditions.items()}
 
-    def after(self, calls: Iterable[CallRecord], now: int) -> Changes:
-        """The states that follow from the calls; what is held here stays as it is."""
-        changed: dict[Key, Condition] = {}
-        for call in sorted(filter(_counts, calls), key=lambda call: call.finished_at):
-            key = (call.provider, call.model)
-            known = changed.get(key) or self._conditions.get(key) or Condition()
-            changed[key] = known.after(call)
-        return Changes({key: _forget(state, now) for key, state in changed.items()}, now)
 
-    def adopt(self, changes: Changes) -> None:
-        """Hold the new states: their rows are committed."""
-        self._conditions.update(changes.conditions)
+async def _load(connection: AsyncConnection, key: Key) -> Condition:
+    """What the row tells, without the buckets."""
+    table = provider_health.c
+    names = [name for name in Condition.__struct_fields__ if name in table]
+    query = select(*(table[name] for name in names)).where(
+        table.provider == key[1], table.model == key[2], table.key_id == ""
+    )
+    row = (await connection.execute(query)).mappings().first()
+    return Condition(**row) if row is not None else Condition()
+
+
+async def _recent(connection: AsyncConnection, key: Key, now: int) -> dict[int, tuple[int, int]]:
+    """The buckets as the calls of the window tell them."""
+    buckets: dict[int, tuple[int, int]] = {}
+    for at, failed in await connection.execute(_ended(key, now)):
+        counted, failures = buckets.get(at // _BUCKET_MS, (0, 0))
+        buckets[at // _BUCKET_MS] = (counted + 1, failures + failed)
+    return buckets
 
 
 def _counts(call: CallRecord) -> bool:
     return call.status == "success" or call.error_reason in FAILURES
 
 
-def _recent(now: int) -> Select[str, str, int, int]:
+def _ended(key: Key, now: int) -> Select[int, int]:
     # A call of this window may have begun before it; an hour is more than any takes.
     table = api_calls.c
     ended = table.finished_at >= now - WINDOW_SECONDS * 1000
     counts = (table.status == "success") | table.error_reason.in_(
         [reason.value for reason in FAILURES]
     )
-    return select(
-        table.provider,
-        table.model,
-        table.finished_at,
-        case((table.status == "success", 0), else_=1),
-    ).where(table.timestamp >= now - 3_600_000, ended, counts)
+    failed = case((table.status == "success", 0), else_=1)
+    mine = (table.provider == key[1], table.model == key[2])
+    begun = table.timestamp >= now - 3_600_000
+    return select(table.finished_at, failed).where(*mine, begun, ended, counts)
 
 
 def _forget(state: Condition, now: int) -> Condition:

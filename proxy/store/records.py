@@ -6,17 +6,29 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import select
+from sqlalchemy import Dialect, select
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from proxy.clock import now_ms
 from proxy.sample import HostSample
-from proxy.store import breakers, catalog, codes, costs, events, faults, limits, rests, samples
+from proxy.store import (
+    breakers,
+    catalog,
+    codes,
+    costs,
+    events,
+    faults,
+    health,
+    limits,
+    rests,
+    running,
+    samples,
+    windows,
+)
 from proxy.store.events import EventRecord
-from proxy.store.health import Health
-from proxy.store.tables import api_calls
-from proxy.store.upsert import insert_into
-from proxy.store.windows import SpeedWindows
+from proxy.store.tables import Instant, api_calls
+from proxy.store.upsert import in_turn
 from proxy.types import (
     BreakerRecord,
     CallRecord,
@@ -73,33 +85,21 @@ class Batch:
 
 
 class Ledger:
-    """Writes batches, and holds the figures that run on from one to the next.
+    """Writes batches. It remembers nothing from one to the next: others may write beside it."""
 
-    What it holds changes only after a commit, so that a batch may be written again.
-    """
-
-    def __init__(self, windows: Mapping[str, Mapping[str, int]]) -> None:
-        self._windows = windows
-        self._health = Health()
-        self._speeds = SpeedWindows()
-        self._in_step = False
+    def __init__(self, limit_windows: Mapping[str, Mapping[str, int]]) -> None:
+        self._limit_windows = limit_windows
 
     async def write(self, engine: AsyncEngine, items: Sequence[object]) -> None:
         """Write the items in one transaction, or none of them."""
         batch = Batch(items)
-        async with engine.connect() as connection:
-            await connection.begin()
-            now = now_ms()
-            if not self._in_step:
-                self._health = await Health.load(connection, now)
-                self._speeds = SpeedWindows(known_from=now)
+        async with engine.begin() as connection:
             calls = await insert_calls(connection, batch.calls)
-            health = self._health.after(calls, now)
-            speeds = await self._speeds.after(connection, calls)
-            await health.save(connection)
-            await speeds.save(connection)
+            await in_turn(connection)
+            now = now_ms()
+            await _run_on(connection, calls, now)
             await costs.add(connection, calls)
-            await limits.save_headers(connection, calls, self._windows)
+            await limits.save_headers(connection, calls, self._limit_windows)
             await rests.save_cooldowns(connection, batch.cooldowns)
             await rests.save_switches(connection, batch.switches)
             await rests.save_counts(connection, batch.counts)
@@ -108,12 +108,15 @@ class Ledger:
             await events.save(connection, batch.events)
             await catalog.save(connection, batch.models, now)
             await samples.save(connection, batch.samples)
-            # A commit that fails may still have happened: then the tables know better than we.
-            self._in_step = False
-            await connection.commit()
-            self._in_step = True
-        self._health.adopt(health)
-        self._speeds.adopt(speeds)
+
+
+async def _run_on(connection: AsyncConnection, calls: Sequence[CallRecord], now: int) -> None:
+    """Add the calls to the figures that run on from batch to batch."""
+    ended, parts = health.outcomes(calls), windows.parts(calls)
+    old = await running.load(connection, [*ended, *parts])
+    conditions = await health.save(connection, ended, old, now)
+    speeds = await windows.save(connection, parts, old)
+    await running.save(connection, old, {**conditions, **speeds}, now)
 
 
 def row(record: CallRecord) -> tuple[Any, ...]:
@@ -143,17 +146,12 @@ async def insert_calls(
         )
         new = {(request, attempt) for request, attempt in await connection.execute(newest)}
         return [call for call in calls if (call.request_id, call.attempt) in new]
-    known = select(api_calls.c.request_id, api_calls.c.attempt).where(
-        api_calls.c.request_id.in_({call.request_id for call in calls})
-    )
-    old = {(request, attempt) for request, attempt in await connection.execute(known)}
-    fresh = [call for call in calls if (call.request_id, call.attempt) not in old]
-    if fresh:
-        rows = [dict(zip(COLUMNS, row(call), strict=True)) for call in fresh]
-        await connection.execute(
-            insert_into(api_calls, "postgresql").on_conflict_do_nothing(), rows
-        )
-    return fresh
+    # In one order on all nodes, as each waits for those who insert the same row just now.
+    calls = sorted(calls, key=lambda call: (call.request_id, call.attempt))
+    rows = msgspec.json.encode([row(call) for call in calls]).decode()
+    done = await connection.exec_driver_sql(_POSTGRESQL_INSERT, (rows,))
+    new = {tuple(key) for key in done}
+    return [call for call in calls if (call.request_id, call.attempt) in new]
 
 
 def _sqlite_insert(calls: Sequence[CallRecord]) -> tuple[str, list[tuple[Any, ...]]]:
@@ -167,3 +165,27 @@ def _sqlite_insert(calls: Sequence[CallRecord]) -> tuple[str, list[tuple[Any, ..
         f" VALUES ({', '.join('?' * len(filled))}) ON CONFLICT DO NOTHING"
     )
     return statement, list(zip(*filled.values(), strict=True))
+
+
+def _postgresql_insert() -> str:
+    names = ", ".join(f'"{name}"' for name in COLUMNS)
+    values = ", ".join(_out_of_json(place, name) for place, name in enumerate(COLUMNS))
+    return (
+        f"INSERT INTO api_calls ({names}) SELECT {values}"
+        " FROM jsonb_array_elements(CAST($1 AS text)::jsonb) AS row"
+        " ON CONFLICT DO NOTHING RETURNING request_id, attempt"
+    )
+
+
+_POSTGRESQL: Dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
+
+
+def _out_of_json(place: int, name: str) -> str:
+    kind = api_calls.c[name].type
+    if isinstance(kind, Instant):
+        return f"'epoch'::timestamptz + (row->>{place})::bigint * interval '1 millisecond'"
+    return f"(row->>{place})::{kind.compile(_POSTGRESQL)}"
+
+
+_POSTGRESQL_INSERT = _postgresql_insert()
+"""All rows as one parameter: of arrays, COPY and many parameters, none costs us as little."""

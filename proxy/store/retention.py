@@ -3,7 +3,7 @@
 ``daily_costs`` and ``models`` are kept for ever, and so are the keys that an operator took out. Of
 the tables of current state, rows go that nothing has touched for as long. With an archive, calls go
 by whole days (UTC), once the day is in its file, and nothing goes at all while that cannot be
-written.
+written. On PostgreSQL they always go by whole days, each with its partition.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
+from functools import partial
 
 from sqlalchemy import Column, ColumnElement, Table, delete, func, select, true
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from proxy.clock import now_ms
-from proxy.store import address
+from proxy.store import address, partitions
 from proxy.store.address import StoreError
 from proxy.store.archive import DAY_MS, Archive, ArchiveError
 from proxy.store.engine import Reader, Store
@@ -34,6 +35,7 @@ from proxy.store.tables import (
     system_metrics,
     tps_metrics,
 )
+from proxy.store.upsert import in_turn
 
 AGES: tuple[Column[int], ...] = (
     api_calls.c.timestamp,
@@ -107,18 +109,18 @@ async def let_go(
 async def old(connection: Reader, before: int, archived: bool) -> dict[str, int]:
     """How many rows ``let_go`` would delete now, by table."""
     found = {}
-    for age, end in _ends(before, archived):
+    for age, end in _ends(before, archived or connection.dialect.name == "postgresql"):
         query = select(func.count()).select_from(age.table).where(*_old(age, end))
         found[age.table.name] = await connection.scalar(query) or 0
     return found
 
 
-def _ends(before: int, archived: bool) -> Iterator[tuple[Column[int], int]]:
-    """For each table the instant before which its rows go. Archived days go when they are over, so
-    that a file is written once."""
+def _ends(before: int, whole: bool) -> Iterator[tuple[Column[int], int]]:
+    """For each table the instant before which its rows go. Calls that go by ``whole`` days do so
+    when they are over: so a file is written once, and a partition dropped."""
     for age in AGES:
-        whole = archived and age.table is api_calls
-        yield age, before // DAY_MS * DAY_MS if whole else before
+        by_day = whole and age.table is api_calls
+        yield age, before // DAY_MS * DAY_MS if by_day else before
 
 
 def _old(age: Column[int], end: int) -> tuple[ColumnElement[bool], ...]:
@@ -129,11 +131,19 @@ async def _steps(
     store: Store, engine: AsyncEngine, before: int, archive: Archive | None
 ) -> AsyncGenerator[int]:
     """Delete a chunk at a time, and tell its size."""
-    for age, end in _ends(before, archive is not None):
+    parted = engine.dialect.name == "postgresql"
+    for age, end in _ends(before, archive is not None or parted):
+        kept = archive if age.table is api_calls else None
+        if parted and age.table is api_calls:
+            keep = None if kept is None else partial(kept.keep, store)
+            async with aclosing(partitions.drop(engine, end, keep)) as days:
+                async for count in days:
+                    yield count
+            age = partitions.DEFAULT.c.timestamp
         ids = age.table.c.id
-        if archive is not None and age.table is api_calls:
-            while (day := await _oldest_day(store, end)) is not None:
-                safe = await archive.keep(store, day)
+        if kept is not None:
+            while (day := await _oldest_day(store, age, end)) is not None:
+                safe = await kept.keep(store, day)
                 for at in range(0, len(safe), _CHUNK):
                     yield await _delete(engine, ids.in_(safe[at : at + _CHUNK]), age.table)
             continue
@@ -142,9 +152,9 @@ async def _steps(
             yield count
 
 
-async def _oldest_day(store: Store, end: int) -> int | None:
+async def _oldest_day(store: Store, age: Column[int], end: int) -> int | None:
     """When the day of the oldest call before ``end`` began."""
-    query = select(func.min(api_calls.c.timestamp)).where(api_calls.c.timestamp < end)
+    query = select(func.min(age)).where(age < end)
     async with store.reader() as connection:
         first = await connection.scalar(query)
     return None if first is None else first // DAY_MS * DAY_MS
@@ -152,6 +162,7 @@ async def _oldest_day(store: Store, end: int) -> int | None:
 
 async def _delete(engine: AsyncEngine, which: ColumnElement[bool], table: Table) -> int:
     async with engine.begin() as connection:
+        await in_turn(connection)
         return (await connection.execute(delete(table).where(which))).rowcount
 
 

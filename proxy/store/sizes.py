@@ -17,8 +17,10 @@ _SQLITE_TABLES = text(
 )
 _SQLITE_WHOLE = text("SELECT page_count * page_size FROM pragma_page_count, pragma_page_size")
 _POSTGRESQL_TABLES = text(
-    "SELECT relname, pg_total_relation_size(oid) FROM pg_class"
-    " WHERE relkind = 'r' AND relnamespace = current_schema()::regnamespace"
+    "SELECT coalesce(whole.relname, part.relname), sum(pg_total_relation_size(part.oid))"
+    " FROM pg_class AS part LEFT JOIN pg_inherits ON inhrelid = part.oid"
+    " LEFT JOIN pg_class AS whole ON whole.oid = inhparent"
+    " WHERE part.relkind = 'r' AND part.relnamespace = current_schema()::regnamespace GROUP BY 1"
 )
 _POSTGRESQL_WHOLE = text("SELECT pg_database_size(current_database())")
 

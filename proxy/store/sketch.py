@@ -15,7 +15,7 @@ _SCALE = 1 / math.log(_GROWTH)
 _SMALLEST = 1e-6
 
 
-class Sketch(msgspec.Struct):
+class Sketch(msgspec.Struct, omit_defaults=True):  # JSON knows no infinity
     """Positive values, counted. ``low`` and ``high`` are exact, and so is the mean."""
 
     count: int = 0

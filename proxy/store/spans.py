@@ -18,7 +18,7 @@ PAGE = 1000
 
 _INSTANTS = (
     *("timestamp", "window_start", "last_updated", "updated_at", "last_seen", "date"),
-    "created_at",
+    *("created_at", "until"),
 )
 
 

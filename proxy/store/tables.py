@@ -366,3 +366,11 @@ client_secrets = Table(
     Column("created_at", Instant, nullable=False),
     *_instants("expires_at"),
 )
+running_figures = Table(
+    "running_figures",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("state", Text, nullable=False),
+    Column("until", Instant, nullable=False),
+)
+Index(None, running_figures.c.until)

@@ -7,13 +7,14 @@ tokens of the window over its length. Percentiles are within 2 %.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from proxy.store.running import States
 from proxy.store.sketch import Sketch
 from proxy.store.tables import api_calls, tps_metrics
 from proxy.store.upsert import replace
@@ -21,10 +22,9 @@ from proxy.types import CallRecord
 
 SIZES = (1, 5, 15, 60)
 _MINUTE = 60_000
-_GRACE = 5 * _MINUTE  # after its end, before a window leaves memory
 
-Key = tuple[str, str, int, int]
-"""Provider, model, minutes, start in UTC milliseconds."""
+Key = tuple[str, str, str, int, int]
+"""Of a running figure: "tps", provider, model, minutes, start in UTC milliseconds."""
 
 
 class Window(msgspec.Struct):
@@ -52,7 +52,7 @@ class Window(msgspec.Struct):
 
     def row(self, key: Key) -> dict[str, Any]:
         """The row of ``tps_metrics``."""
-        provider, model, minutes, start = key
+        _, provider, model, minutes, start = key
         return {
             "provider": provider,
             "model": model,
@@ -71,87 +71,60 @@ class Window(msgspec.Struct):
         }
 
 
-class Changes(msgspec.Struct, frozen=True):
-    """The windows that a batch changes, not yet adopted."""
-
-    windows: dict[Key, Window]
-
-    async def save(self, connection: AsyncConnection) -> None:
-        """Upsert the rows of those in which a speed was measured."""
-        measured = sorted(key for key, window in self.windows.items() if window.speed.count)
-        rows = [self.windows[key].row(key) for key in measured]
-        unique = ("provider", "model", "window_minutes", "window_start")
-        await replace(connection, tps_metrics, unique, rows)
+_WINDOW = msgspec.json.Decoder(Window)
 
 
-class SpeedWindows:
-    """The windows in memory. One that began before ``known_from`` and is not held here is read
-    from the rows of ``api_calls``: so a restart goes on with it, and a late call finds it."""
-
-    def __init__(self, known_from: int = 0) -> None:
-        self._known_from = known_from
-        self._windows: dict[Key, Window] = {}
-
-    async def after(self, connection: AsyncConnection, calls: Sequence[CallRecord]) -> Changes:
-        """The windows that follow from the calls, whose rows are in this transaction already.
-
-        What is held here stays as it is.
-        """
-        changed: dict[Key, Window] = {}
-        missing: set[Key] = set()
-        for (provider, model, minute), part in _by_minute(calls).items():
-            for minutes in SIZES:
-                key = (provider, model, minutes, minute - minute % (minutes * _MINUTE))
-                held = changed.get(key) or self._windows.get(key)
-                if held is not None:
-                    changed[key] = held.plus(part)
-                elif key[3] >= self._known_from:
-                    changed[key] = part
-                else:
-                    missing.add(key)
-        for key in missing:
-            changed[key] = await _read(connection, key)
-        return Changes(changed)
-
-    def adopt(self, changes: Changes) -> None:
-        """Hold the new windows: their rows are committed. Those long over are let go."""
-        if not changes.windows:
-            return
-        self._windows.update(changes.windows)
-        newest = max(start for _, _, _, start in self._windows)
-        over = [key for key in self._windows if _end(key) + _GRACE < newest]
-        for key in over:
-            del self._windows[key]
-            self._known_from = max(self._known_from, key[3] + 1)
+def parts(calls: Iterable[CallRecord]) -> dict[Key, Window]:
+    """What the calls add to each window."""
+    found: dict[Key, Window] = {}
+    for (provider, model, minute), part in _by_minute(calls).items():
+        for minutes in SIZES:
+            key = ("tps", provider, model, minutes, minute - minute % (minutes * _MINUTE))
+            found[key] = found[key].plus(part) if key in found else part
+    return found
 
 
-def _end(key: Key) -> int:
-    return key[3] + key[2] * _MINUTE
+async def save(connection: AsyncConnection, added: Mapping[Key, Window], old: States) -> States:
+    """Add to the windows, and return their states.
+
+    Of a window that has none, because it is new or long over, all rows are read: those that are
+    to be added are in this transaction already.
+    """
+    windows: dict[Key, Window] = {}
+    for key in sorted(added):
+        if key in old:
+            windows[key] = _WINDOW.decode(old[key]).plus(added[key])
+        else:
+            windows[key] = await _read(connection, key)
+    rows = [window.row(key) for key, window in windows.items() if window.speed.count]
+    unique = ("provider", "model", "window_minutes", "window_start")
+    await replace(connection, tps_metrics, unique, rows)
+    return {key: msgspec.json.encode(window) for key, window in windows.items()}
 
 
 def _by_minute(calls: Iterable[CallRecord]) -> dict[tuple[str, str, int], Window]:
-    parts: dict[tuple[str, str, int], Window] = {}
+    found: dict[tuple[str, str, int], Window] = {}
     for call in calls:
         speed, ttft = call.tokens_per_second, call.time_to_first_token_ms
         if speed is None and ttft is None and not call.output_tokens:
             continue
         key = (call.provider, call.model, call.timestamp - call.timestamp % _MINUTE)
-        part = parts.get(key)
+        part = found.get(key)
         if part is None:
-            part = parts[key] = Window()
+            part = found[key] = Window()
         part.add(speed, ttft, call.output_tokens)
-    return parts
+    return found
 
 
 async def _read(connection: AsyncConnection, key: Key) -> Window:
-    provider, model, _, start = key
+    _, provider, model, minutes, start = key
     table = api_calls.c
     rows = await connection.execute(
         select(table.tokens_per_second, table.time_to_first_token_ms, table.output_tokens).where(
             table.provider == provider,
             table.model == model,
             table.timestamp >= start,
-            table.timestamp < _end(key),
+            table.timestamp < start + minutes * _MINUTE,
         )
     )
     window = Window()

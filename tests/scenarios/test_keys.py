@@ -12,6 +12,7 @@ import pytest
 
 from tests import transcripts
 from tests.gateway import Gateway, lab
+from tests.store.databases import columns
 from tests.upstream import (
     Exchange,
     Upstream,
@@ -322,8 +323,12 @@ async def test_no_key_stands_in_an_answer_a_row_or_the_statistics(
         assert "canary" not in (await gateway.client.get(path)).text
     # The one that passes is the upstream's own stream: bytes that have begun are not edited.
     assert [("canary" in got.text) for got in seen] == [False, False, False, True, False]
-    database = b"".join(path.read_bytes() for path in gateway.database.parent.glob("calls.db*"))
+    database = b"".join(path.read_bytes() for path in gateway.folder.glob("calls.db*"))
     assert b"canary" not in database
+    tables = {column.table for column in columns(gateway.database)}
+    rows = [row for table in tables for row in gateway.select(f"SELECT * FROM {table}")]
+    assert rows
+    assert "canary" not in repr(rows)
     assert "canary" not in caplog.text
 
 

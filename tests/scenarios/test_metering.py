@@ -13,6 +13,7 @@ import pytest_asyncio
 
 from tests import transcripts
 from tests.gateway import Gateway, lab, running
+from tests.store.databases import REACHABLE
 from tests.upstream import (
     CHUNK,
     Upstream,
@@ -31,11 +32,11 @@ ROLE = event({"role": "assistant", "content": ""})
 DONE = b"data: [DONE]\n\n"
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=REACHABLE)
 async def place(
-    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[tuple[Gateway, Upstream]]:
-    """A provider of every type, all of them the same upstream."""
+    """A provider of every type, all of them the same upstream; on each kind of database."""
     async with upstream_server() as upstream:
         known = {
             name: {
@@ -58,7 +59,8 @@ async def place(
             },
             "auth": {"master_key": "tk-master-1"},
         }
-        async with running(tmp_path_factory.mktemp("metering"), config) as gateway:
+        folder = tmp_path_factory.mktemp("metering")
+        async with running(folder, config, kind=request.param) as gateway:
             yield gateway, upstream
 
 

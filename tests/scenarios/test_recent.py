@@ -6,6 +6,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.gateway import Gateway, lab, running
 from tests.scenarios.test_store_faults import locked
 from tests.upstream import Upstream
@@ -20,6 +22,7 @@ async def recent(gateway: Gateway) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.sqlite
 async def test_a_call_is_shown_though_its_row_cannot_be_written(gateway: Gateway) -> None:
     async with locked(gateway.database):
         answer = await gateway.chat("lab/json")

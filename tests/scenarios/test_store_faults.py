@@ -13,6 +13,9 @@ import httpx
 import pytest
 
 from tests.gateway import Gateway, lab, running
+from tests.postgres_server import server
+from tests.store.databases import REACHABLE, database, migrated
+from tests.turnstile import turnstile
 from tests.upstream import Upstream, error, stream, words
 
 Start = Callable[..., Awaitable[Gateway]]
@@ -50,6 +53,7 @@ async def locked(database: Path) -> AsyncIterator[None]:
         connection.close()
 
 
+@pytest.mark.sqlite
 async def test_a_locked_database_delays_rows_and_nothing_else(
     gateway: Gateway, upstream: Upstream
 ) -> None:
@@ -79,6 +83,37 @@ async def test_a_locked_database_delays_rows_and_nothing_else(
 
     await until(written)
     assert (await recorder(gateway))["dropped"] == 0
+
+
+@pytest.mark.skipif("postgresql" not in REACHABLE, reason="there is no PostgreSQL")
+async def test_a_server_that_goes_away_delays_rows_and_nothing_else(
+    upstream: Upstream, tmp_path: Path
+) -> None:
+    """Nor does a question for figures knock at its door more than once a second."""
+    host, port = server()["host"], server()["port"]
+    async with (
+        database("postgresql", tmp_path, migrated("postgresql")) as url,
+        turnstile(host, port) as between,
+    ):
+        config = {
+            "providers": {"lab": lab(upstream.url)},
+            "telemetry": {"database_url": url.replace(f":{port}/", f":{between.port}/")},
+        }
+        async with running(tmp_path, config) as gateway:
+            gateway.database = url.rpartition("/")[2]
+            await gateway.chat("lab/json")
+            await gateway.rows(1)
+            between.shut()
+            ids = []
+            for _ in range(10):
+                got = await gateway.chat("lab/json")
+                ids.append(got.headers["x-request-id"])
+                assert (await gateway.client.get("/stats/calls")).status_code == 503
+            assert (await recorder(gateway))["queued"] >= 10
+            assert between.tries <= 4
+            between.reopen()
+            rows = await gateway.rows(11)
+            assert [row["request_id"] for row in rows[1:]] == ids
 
 
 def in_the_way(folder: Path) -> Path:
@@ -168,12 +203,13 @@ async def test_where_nothing_is_to_be_kept_nothing_is(
     assert key["state"] == "cooling"
 
 
+@pytest.mark.sqlite
 async def test_a_database_that_is_taken_away_while_it_serves_costs_no_request(
     gateway: Gateway, upstream: Upstream
 ) -> None:
     await gateway.chat("lab/json")
     await gateway.row()
-    for path in gateway.database.parent.glob("calls.db*"):
+    for path in gateway.folder.glob("calls.db*"):
         path.unlink()
     answers: list[httpx.Response] = [await gateway.chat("lab/json") for _ in range(3)]
     assert {got.status_code for got in answers} == {200}

@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import select, text
 
 from proxy.sample import GpuSample, HostSample
-from proxy.store import calls, groups, retention, schema, series, sizes, state
+from proxy.store import calls, groups, knocking, retention, schema, series, sizes, state
 from proxy.store.address import StoreError
-from proxy.store.engine import Store
+from proxy.store.engine import READERS, WRITERS, Store
 from proxy.store.events import EventRecord
 from proxy.store.filters import Filters
-from proxy.store.tables import api_calls, daily_costs, metadata, rate_limits
+from proxy.store.tables import (
+    api_calls,
+    daily_costs,
+    metadata,
+    provider_health,
+    rate_limits,
+    tps_metrics,
+)
 from proxy.types import (
     BreakerRecord,
     CooldownRecord,
     CountRecord,
     FaultRecord,
+    LiftRecord,
     ModelInfo,
     SwitchRecord,
 )
+from tests.postgres_server import server
+from tests.store.databases import REACHABLE, database, migrated
 from tests.store.rows import call, failed, read
 from tests.store.stories import let_in
+from tests.turnstile import turnstile
 
 NOON = 1_735_732_800_123
 HEADERS = (
@@ -87,7 +100,7 @@ async def test_the_story(store: Store) -> None:
     }
     assert {table["name"]: table["rows"] for table in found["tables"]} == {
         **dict.fromkeys(metadata.tables, 1),
-        **{"api_calls": 4, "errors": 3, "rate_limits": 4, "tps_metrics": 5},
+        **{"api_calls": 4, "errors": 3, "rate_limits": 4, "tps_metrics": 5, "running_figures": 6},
     }
 
 
@@ -141,9 +154,110 @@ async def test_the_schema_is_at_its_head_and_readers_only_read(store: Store) -> 
             await connection.execute(text("DELETE FROM api_calls"))
 
 
+async def test_a_process_opens_as_many_connections_as_it_says(store: Store) -> None:
+    if (await store.writer()).dialect.name == "sqlite":
+        return
+    mine = text(
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND application_name = 'tollkeeper'"
+    )
+
+    async def ask() -> int:
+        async with asyncio.timeout(10), store.reader() as connection:
+            return await connection.scalar(mine) or 0
+
+    async def write() -> None:
+        await store.write([call()])
+
+    counts = await asyncio.gather(*(ask() for _ in range(20)), *(write() for _ in range(3)))
+    assert max(count for count in counts if count) == WRITERS + READERS["postgresql"]
+
+
+@pytest.mark.skipif("postgresql" not in REACHABLE, reason="there is no PostgreSQL")
+async def test_a_server_that_goes_away_and_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(knocking, "_PAUSE", 0.3)
+    host, port = server()["host"], server()["port"]
+    async with (
+        database("postgresql", tmp_path, migrated("postgresql")) as url,
+        turnstile(host, port) as between,
+    ):
+        store = Store(
+            url.replace("root@", "root:hunter2@").replace(f":{port}/", f":{between.port}/")
+        )
+        await store.write([call(request_id="before")])
+        between.shut()
+        told = set()
+        for _ in range(20):
+            with pytest.raises(StoreError) as writing:
+                await store.write([call(request_id="during")])
+            with pytest.raises(StoreError) as reading:
+                await read(store, api_calls)
+            told |= {str(writing.value), str(reading.value)}
+        assert between.tries <= 3
+        assert not [words for words in told if "hunter2" in words or "during" in words]
+        between.reopen()
+        await asyncio.sleep(knocking._PAUSE)
+        await store.write([call(request_id="during")])
+        found = await read(store, api_calls, "timestamp")
+        assert [row["request_id"] for row in found] == ["before", "during"]
+        await store.close()
+
+
 async def test_no_server_is_told_without_the_password() -> None:
     store = Store("postgresql+asyncpg://me:hunter2@127.0.0.1:1/none")
     with pytest.raises(StoreError) as raised:
         await store.open()
     assert "127.0.0.1:1/none" in str(raised.value)
     assert "hunter2" not in str(raised.value)
+
+
+def _round(number: int) -> list[list[object]]:
+    """What two nodes write at the same moment about the same, in opposite order. Every second time
+    a call is in both, as after a crash."""
+    models = [f"m{place}" for place in range(6)]
+    at = NOON + number
+    twice = {
+        model: [call(request_id=f"{number}-{model}", model=model)] if number % 2 else []
+        for model in models
+    }
+    batches: list[list[object]] = []
+    for order in (1, -1):
+        batch: list[object] = []
+        for model in models[::order]:
+            batch += [
+                *twice[model],
+                call(model=model, key_id="b", rate_headers=HEADERS),
+                failed(model=model, rate_headers=HEADERS),
+                CooldownRecord("groq", model, "k", "org", at + 9000, "rate_limit", 1, at),
+                LiftRecord("groq", model, "", "org", at + 1),
+                SwitchRecord("groq", model, "org", True, at),
+                CountRecord("groq", model, "k", "org", "requests", 10, 4, 86_400, at, at),
+                BreakerRecord("groq", model, "closed", "open", "server_error", at, 1, at),
+                [ModelInfo("groq", model, {})],
+                EventRecord(f"{number}-{model}", at, "hit"),
+            ]
+        batches.append(batch)
+    return batches
+
+
+async def test_two_nodes_that_write_the_same_rows_neither_deadlock_nor_miscount(
+    either: Store, other: Store
+) -> None:
+    rounds = 8
+    await other.open()
+    for number in range(rounds):
+        mine, theirs = _round(number)
+        await asyncio.gather(either.write(mine), other.write(theirs))
+    succeeded, failures = rounds // 2 + rounds * 2, rounds * 2  # of each of the six models
+    costs = await read(either, daily_costs, "model_name")
+    speeds = await read(either, tps_metrics)
+    assert len(await read(either, api_calls)) == 6 * (succeeded + failures)
+    assert [(day["successes"], day["failures"], day["input_tokens"]) for day in costs] == [
+        (succeeded, failures, succeeded * 1000)
+    ] * 6
+    hour = [row["sample_count"] for row in speeds if row["window_minutes"] == 60]
+    assert sum(hour) == 6 * succeeded
+    for row in await read(either, provider_health):
+        assert row["sample_count"] == succeeded + failures

@@ -19,7 +19,8 @@ from proxy.store.formats import ExportError
 from proxy.store.records import insert_calls
 from proxy.store.tables import api_calls, daily_costs, metadata
 from proxy.types import CallRecord
-from tests.store.databases import REACHABLE, SERVER, database
+from tests.postgres_server import server
+from tests.store.databases import REACHABLE, database, migrated
 from tests.store.reading import AVAILABLE, read
 from tests.store.rows import call
 from tests.store.stories import NOON, everything, let_in
@@ -34,15 +35,11 @@ HARD = [
 
 
 @pytest.fixture(params=REACHABLE)
-async def stores(
-    request: pytest.FixtureRequest, tmp_path: Path, like: dict[str, str | Path]
-) -> AsyncIterator[list[Store]]:
+async def stores(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[list[Store]]:
     """A store with rows in every table, and an empty one."""
     kind = request.param
-    async with (
-        database(kind, tmp_path, like[kind]) as full,
-        database(kind, tmp_path, like[kind]) as new,
-    ):
+    like = migrated(kind)
+    async with database(kind, tmp_path, like) as full, database(kind, tmp_path, like) as new:
         made = [Store(full), Store(new)]
         for store in made:
             await store.open()
@@ -102,7 +99,7 @@ async def test_a_csv_is_what_postgresql_copies_in(stores: list[Store]) -> None:
     there = await rows_of(full, api_calls)
     location = new.location or ""
     if location.startswith("postgresql"):
-        connection = await asyncpg.connect(**SERVER, database=location.rpartition("/")[2])
+        connection = await asyncpg.connect(**server(), database=location.rpartition("/")[2])
         try:
             await connection.execute("CREATE TABLE copied AS TABLE api_calls WITH NO DATA")
             source = BytesIO(written("csv", api_calls, there))

@@ -6,9 +6,10 @@ import pytest
 
 from proxy.clock import now_ms
 from proxy.reasons import FAILURES
+from proxy.store import records
 from proxy.store.engine import Store
-from proxy.store.health import Health
-from tests.store.rows import call, failed, rows
+from proxy.store.tables import provider_health
+from tests.store.rows import call, failed, read, rows
 
 
 async def health(path: Path) -> dict:
@@ -70,20 +71,23 @@ async def test_a_restart_goes_on_with_what_was_known(store: Store, path: Path) -
     assert row["avg_latency_ms"] == 990.5
 
 
-def test_outcomes_leave_the_window() -> None:
+async def test_outcomes_leave_the_window(
+    store: Store, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = now_ms()
-    state = Health()
-    state.adopt(state.after([failed(timestamp=now - 400_000), call(timestamp=now)], now))
-    row = state.after([call(timestamp=now)], now).conditions["groq", "llama"].row(("", ""), now)
-    assert (row["sample_count"], row["failure_rate"]) == (2, 0.0)
+    await store.write([failed(timestamp=now - 400_000), failed(timestamp=now), call(timestamp=now)])
+    row = await health(path)
+    assert (row["sample_count"], row["failure_rate"]) == (2, 0.5)
+    monkeypatch.setattr(records, "now_ms", lambda: now + 400_000)
+    await store.write([call(timestamp=now + 399_000)])
+    row = await health(path)
+    assert (row["sample_count"], row["failure_rate"]) == (1, 0.0)
 
 
-def test_nothing_changes_before_it_is_adopted() -> None:
-    state = Health()
-    first = state.after([failed()], now_ms())
-    again = state.after([failed()], now_ms())
-    (known,) = again.conditions.values()
-    assert known.consecutive_failures == 1
-    state.adopt(first)
-    (known,) = state.after([failed()], now_ms()).conditions.values()
-    assert known.consecutive_failures == 2
+async def test_all_who_write_count_together(either: Store, other: Store) -> None:
+    for _ in range(3):
+        await either.write([failed()])
+        await other.write([failed(model="other"), failed()])
+    first, second = await read(either, provider_health, "model")
+    assert (first["model"], first["consecutive_failures"], first["sample_count"]) == ("llama", 6, 6)
+    assert (second["model"], second["sample_count"]) == ("other", 3)

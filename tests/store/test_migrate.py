@@ -45,18 +45,18 @@ def _ddl(path: Path) -> set[str]:
         return {" ".join(sql.split()) for (sql,) in found if "alembic" not in sql}
 
 
-def test_the_migrated_schema_is_the_tables(migrated: Path, tmp_path: Path) -> None:
+def test_the_migrated_schema_is_the_tables(path: Path, tmp_path: Path) -> None:
     made = tmp_path / "made.db"
-    for path in (made, migrated):
-        engine = create_engine(f"sqlite:///{path}", poolclass=NullPool)
+    for each in (made, path):
+        engine = create_engine(f"sqlite:///{each}", poolclass=NullPool)
         with engine.connect() as connection:
-            if path == made:
+            if each == made:
                 metadata.create_all(connection)
                 connection.commit()
             options = {"compare_type": True, "include_object": _is_shown}
             context = MigrationContext.configure(connection, opts=options)
             assert compare_metadata(context, metadata) == []
-    statements, expected = ({_in_order(sql) for sql in _ddl(path)} for path in (migrated, made))
+    statements, expected = ({_in_order(sql) for sql in _ddl(each)} for each in (path, made))
     assert statements == expected
 
 
@@ -145,8 +145,8 @@ async def test_a_database_of_the_first_revision_goes_on_with_its_rows(empty: str
     await store.close()
 
 
-def test_space_of_deleted_rows_can_be_given_back(migrated: Path) -> None:
-    with closing(sqlite3.connect(migrated)) as connection:
+def test_space_of_deleted_rows_can_be_given_back(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("PRAGMA auto_vacuum").fetchone() == (2,)
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 

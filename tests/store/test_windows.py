@@ -4,8 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from proxy.clock import now_ms
+from proxy.store import records
 from proxy.store.engine import Store
-from tests.store.rows import call, failed, rows
+from proxy.store.tables import tps_metrics
+from tests.store.rows import call, failed, read, rows
 
 HOUR = 1_735_732_800_000  # 2025-01-01T12:00:00Z
 MINUTE = 60_000
@@ -67,11 +70,14 @@ async def test_a_restart_continues_the_window(store: Store, path: Path) -> None:
     assert row["output_tokens"] == 500 * 3 + 40
 
 
-async def test_a_late_call_finds_its_window_though_memory_let_it_go(
-    store: Store, path: Path
+async def test_a_late_call_finds_its_window_though_it_was_let_go(
+    store: Store, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await store.write([at(0, 10.0)])
+    monkeypatch.setattr(records, "now_ms", lambda: now_ms() + 4_000_000)
     await store.write([at(600, 50.0)])
+    names = [row["name"] for row in rows(path, "SELECT name FROM running_figures")]
+    assert not [name for name in names if f'"tps","groq","llama",1,{HOUR}]' in name]
     await store.write([at(0, 30.0)])
     row = (await windows(path, 1))[0]
     assert (row["sample_count"], row["tps"]) == (2, pytest.approx(20.0))
@@ -85,3 +91,13 @@ async def test_without_a_speed_there_is_no_row(store: Store, path: Path) -> None
 async def test_models_are_kept_apart(store: Store, path: Path) -> None:
     await store.write([at(0), at(0, model="other"), at(0, provider="lab")])
     assert len(await windows(path, 60)) == 3
+
+
+async def test_all_who_write_count_together(either: Store, other: Store) -> None:
+    for speed in (10.0, 20.0, 30.0):
+        await either.write([at(1, speed)])
+        await other.write([at(2, speed), at(1, speed + 40)])
+    windows = await read(either, tps_metrics, "window_minutes", "window_start")
+    figures = [(w["sample_count"], w["tps"], w["tps_min"], w["output_tokens"]) for w in windows]
+    minute, whole = (6, pytest.approx(40.0), 10.0, 3000), (9, pytest.approx(100 / 3), 10.0, 4500)
+    assert figures == [minute, (3, pytest.approx(20.0), 10.0, 1500), whole, whole, whole]

@@ -25,12 +25,11 @@ from proxy.store.address import SchemaError, StoreError
 from proxy.telemetry import DuplicateInvocation, InvocationRecord, TelemetryLogger
 from proxy.telemetry import logger as logger_module
 from tests.gateway import migrated
-from tests.store.databases import database, reachable
+from tests.store.databases import REACHABLE, database
 from tests.store.rows import rows
 
 ROOT = Path(__file__).parents[2]
 DAY_MS = 86_400_000
-REACHABLE = reachable()
 
 
 @pytest.fixture
