@@ -36,7 +36,7 @@ class Tap:
         self.details: dict[str, Any] = {}
         self.response_length: int | None = None
         self.seen_tokens = 0  # an estimate, from what was seen
-        self.said = tokenizer.sample()  # the same as text
+        self.sample = tokenizer.sample()  # of the same, to be counted
         self.saw_reasoning = False
         self.first_byte: float | None = None
         self.first_token: float | None = None
@@ -223,7 +223,7 @@ class StreamTap(Tap):
             if text:
                 output = True
                 self.response_length += len(text)
-                self._said(text)
+                self._say(text)
             if delta is not None and self._other(delta):
                 output = True
             if choice.finish_reason or choice.error:
@@ -239,26 +239,26 @@ class StreamTap(Tap):
         if thought or delta.reasoning_details:
             self.saw_reasoning = output = True
             if thought:
-                self._said(thought)
+                self._say(thought)
             else:
                 self.seen_tokens += 1
         if delta.refusal:
             output = True
-            self._said(delta.refusal)
+            self._say(delta.refusal)
         if delta.tool_calls is not None:
             self._saw_calls = True
             for call in delta.tool_calls:
                 for text in (call.function.name, call.function.arguments) if call.function else ():
                     if text:
                         output = True
-                        self._said(text)
+                        self._say(text)
         return output
 
-    def _said(self, text: str) -> None:
+    def _say(self, text: str) -> None:
         """Output that is text."""
         self.seen_tokens += estimate.delta_tokens(text)
-        if self.said is not None:
-            self.said.add(text)
+        if self.sample is not None:
+            self.sample.add(text)
 
     def _token(self, at: float) -> None:
         """Output came."""
@@ -337,14 +337,14 @@ class BodyTap(Tap):
             if thought:
                 self.saw_reasoning = True
             for said in (thought, text, *_calls(message)):
-                self._said(said or "")
+                self._say(said or "")
         self.response_length = length
         self.empty = not answer.choices and not answer.data and answer.usage is None
 
-    def _said(self, text: str) -> None:
+    def _say(self, text: str) -> None:
         self.seen_tokens += estimate.tokens(text)
-        if self.said is not None:
-            self.said.add(text)
+        if self.sample is not None:
+            self.sample.add(text)
 
 
 def _calls(message: Message | None) -> Iterator[str | None]:
