@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Iterable, Mapping
 
 from proxy.clock import now_ms
-from proxy.providers import DIALECTS
+from proxy.providers import DIALECTS, OLLAMA_NATIVE
 from proxy.providers.base import Provider
 from proxy.relay.relay import Routes
 from proxy.routing.alias import Alias, Candidate, Cost
@@ -133,7 +133,7 @@ def provider(name: str, settings: ProviderSettings) -> Provider:
     kind = "openai" if settings.type == "demo" else settings.type
     return Provider.of(
         name,
-        DIALECTS[kind],
+        OLLAMA_NATIVE if settings.api == "native" else DIALECTS[kind],
         base_url=settings.base_url,
         account_id=settings.account_id,
         connect=settings.timeouts.connect,
@@ -141,6 +141,14 @@ def provider(name: str, settings: ProviderSettings) -> Provider:
         idle=settings.timeouts.idle,
         include_usage=settings.include_usage,
     )
+
+
+def targets(settings: Settings) -> dict[str, list[Target]]:
+    """What each alias stands for."""
+    return {
+        name: [_target(each.target) for each in alias.targets]
+        for name, alias in settings.models.items()
+    }
 
 
 def _keys(settings: ProviderSettings) -> list[Key]:

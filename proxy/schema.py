@@ -85,8 +85,11 @@ class AuthSettings(Part):
     master_key: Secret | None = None
     master_key_file: Path | None = None
     """Holds the key; made at the first start if it does not exist."""
+    secret: Secret | None = None
+    """What the hashes of the clients' keys are made with, if not with one that is made at the first
+    start: several gateways with one database need the same."""
 
-    @field_validator("master_key")
+    @field_validator("master_key", "secret")
     @classmethod
     def _unset(cls, value: SecretStr | None) -> SecretStr | None:
         return value or None
@@ -150,6 +153,8 @@ class ProviderSettings(Part):
     """Whether to ask for usage at the end of streams; None: as the type of provider needs."""
     free_tier: bool = False
     """Whether calls cost nothing, as they do with keys of a free tier."""
+    api: Annotated[Literal["openai", "native"], Lower] = "openai"
+    """Which paths of an Ollama are asked: ``native`` translates to its own, which tell more."""
 
     @field_validator("keys", mode="before")
     @classmethod
@@ -182,6 +187,8 @@ class ProviderSettings(Part):
         }
         if missing := [name for name, lacks in needed.items() if lacks]:
             raise ValueError(f"type {self.type} needs {' and '.join(missing)}")
+        if self.api == "native" and self.type != "ollama":
+            raise ValueError("api: native is for type ollama; accepted here: openai")
         return self
 
 
@@ -337,7 +344,7 @@ class Settings(BaseSettings):
 
     def secrets(self) -> list[str]:
         """Every secret that is configured, for whoever keeps them out of texts."""
-        found = [self.auth.master_key] if self.auth.master_key else []
+        found = [each for each in (self.auth.master_key, self.auth.secret) if each]
         found += [key.value for provider in self.providers.values() for key in provider.keys]
         texts = [secret.get_secret_value() for secret in found]
         return texts + passwords(self.telemetry.database_url) + passwords(self.state.url or "")

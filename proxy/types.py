@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from proxy.clients import Client
 from proxy.errors import ErrorReason
 
 Headers = list[tuple[bytes, bytes]]
@@ -35,9 +36,11 @@ _PATHS = {
 
 
 class Caller(msgspec.Struct, frozen=True, gc=False):
-    """Who asks. ``client_id`` is "master" for the master key and None on an open gateway."""
+    """Who asks. ``client_id`` is "master" for the master key and None on an open gateway. With a
+    client's own key there is the ``client``, too."""
 
     client_id: str | None = None
+    client: Client | None = None
 
 
 class Target(msgspec.Struct, frozen=True, gc=False):
@@ -151,6 +154,14 @@ class Usage(msgspec.Struct, frozen=True, gc=False):
     output_image_tokens: int | None = None
     hidden_tokens: int | None = None
     cost_nano_usd: int | None = None
+
+
+class Memory(msgspec.Struct, frozen=True, gc=False):
+    """What a model holds where it runs, in MiB, and the part of it that is on GPUs. Both are 0 for
+    one that is not loaded."""
+
+    total_mb: float = 0.0
+    vram_mb: float = 0.0
 
 
 class ModelInfo(msgspec.Struct, frozen=True):

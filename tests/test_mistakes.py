@@ -57,6 +57,14 @@ def key(**members: Any) -> dict[str, Any]:
         ),
         ({"providers": {"lab": {"type": "openai"}}}, "providers.lab: type openai needs base_url"),
         (
+            {"providers": {"lab": {"type": "openai", "base_url": "http://x", "api": "native"}}},
+            "providers.lab: api: native is for type ollama; accepted here: openai",
+        ),
+        (
+            {"providers": {"ollama": {"api": "own"}}},
+            "providers.ollama.api: must be 'openai' or 'native'",
+        ),
+        (
             {"providers": {"lab": {}}},
             "providers.lab.type: is missing; accepted:"
             " groq, gemini, openrouter, ollama, cloudflare, openai, demo",

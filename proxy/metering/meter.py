@@ -15,6 +15,7 @@ from proxy.clock import monotonic, now_ms
 from proxy.errors import ErrorReason, GatewayError
 from proxy.metering.attempt import Asked, Attempt, Attribution
 from proxy.metering.departure import Departure
+from proxy.metering.figures import figures
 from proxy.metering.pricing import Quote
 from proxy.metering.spent import spent
 from proxy.metering.tap import StreamTap, Tap
@@ -27,19 +28,23 @@ MAX_METADATA = 4096
 """Bytes of JSON in ``metadata``."""
 LEFT = "the client left"
 _TIMEOUTS = {ErrorReason.TIMEOUT}
+_ASIDE = ("is_byok", "cost_details", "total_duration")
+"""Members of usage that are kept and have no column."""
 
 
 class Books(msgspec.Struct, frozen=True):
     """Where records go and how they are priced: the same for every meter of a process.
 
     ``quote`` takes provider, model, usage and key. It gives None while a price is not known yet;
-    the writer asks again.
+    the writer asks again. ``gpu_memory_mb`` is what is in use on this host's GPUs, None without
+    one.
     """
 
     emit: Callable[[CallRecord], None]
     quote: Callable[[str, str, Usage | None, str | None], Quote | None]
     redact: Callable[[str], str]
     privacy_level: str
+    gpu_memory_mb: Callable[[], float | None] = lambda: None
 
 
 class Meter:
@@ -164,6 +169,7 @@ class Meter:
         self._books.emit(
             CallRecord(
                 **timing(attempt, self.admitted, ended),
+                **figures(attempt),
                 request_id=self.request_id,
                 attempt=attempt.number,
                 is_final=final,
@@ -249,7 +255,7 @@ def _metadata(tap: Tap | None, model: str) -> str | None:
     if tap.fingerprint and tap.model and tap.model != model:
         details["response_model"] = tap.model
     for name, value in (tap.usage or {}).items():
-        if name.endswith("_time") or name in ("is_byok", "cost_details"):
+        if name.endswith("_time") or name in _ASIDE:
             details[name] = value
     if not details:
         return None

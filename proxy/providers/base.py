@@ -16,8 +16,10 @@ from proxy.errors import ErrorReason
 from proxy.providers import faults, hints, scope
 from proxy.providers.faults import ErrorBody
 from proxy.providers.members import inner, number, text
+from proxy.providers.translation import Translation
 from proxy.providers.usage import count
-from proxy.types import Fault, Headers, ModelInfo, Operation, Usage
+from proxy.schema import is_loopback
+from proxy.types import Fault, Headers, Memory, ModelInfo, Operation, Usage
 
 Fetch = Callable[[str, str, bytes | None], Awaitable[bytes]]
 """Method, address and JSON body to the body of a 200; anything else raises."""
@@ -76,6 +78,19 @@ class Dialect:
         """Reads a raw ``usage`` object."""
         return count(raw)
 
+    def url(self, base_url: str, operation: Operation) -> str:
+        """The address of an operation."""
+        return base_url + operation.path
+
+    def translate(
+        self, operation: Operation, body: bytes, stream: bool
+    ) -> tuple[bytes, Translation | None]:
+        """A body as this provider takes it, and what puts its answer back into OpenAI's words.
+
+        None where it speaks OpenAI's. Raises Untranslatable.
+        """
+        return body, None
+
     def models_url(self, base_url: str) -> str:
         """Where the provider lists its models."""
         return base_url + "/models"
@@ -89,6 +104,14 @@ class Dialect:
     ) -> list[ModelInfo]:
         """Asks what the list does not tell. ``known`` is kept from one time to the next."""
         return models
+
+    def running_url(self, base_url: str, model: str) -> str | None:
+        """Where it tells whether a model is in its memory; None if it does not."""
+        return None
+
+    def memory(self, model: str, body: bytes) -> Memory | None:
+        """What a model holds by that answer; None if the answer is none."""
+        return None
 
     def _fault(self, status: int | None, headers: Headers, error: ErrorBody, now: float) -> Fault:
         reason = faults.reason_of(status, error)
@@ -127,6 +150,8 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
     first_byte: float
     idle: float
     include_usage: bool
+    is_local: bool
+    """Whether it runs on this machine, as far as its address says."""
     urls: Mapping[Operation, httpx.URL]
 
     @classmethod
@@ -160,7 +185,8 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
             first_byte=dialect.first_byte if first_byte is None else first_byte,
             idle=120.0 if idle is None else idle,
             include_usage=dialect.include_usage if include_usage is None else include_usage,
-            urls={operation: httpx.URL(address + operation.path) for operation in Operation},
+            is_local=is_loopback(httpx.URL(address).host),
+            urls={each: httpx.URL(dialect.url(address, each)) for each in Operation},
         )
 
     def url(self, operation: Operation) -> httpx.URL:

@@ -70,3 +70,17 @@ def test_a_fault_knows_who_said_how_long() -> None:
     assert openai.classify(429, [], b"", NOW).hint is None
     day = gemini.classify(429, [], body("T8"), NOW)
     assert (day.hint, day.probe_after) == (None, 36.429760048)
+
+
+@pytest.mark.parametrize(
+    ("address", "is_local"),
+    [
+        ("http://127.0.0.1:11434/v1", True),
+        ("http://localhost:9000/v1", True),
+        ("http://[::1]:9000/v1", True),
+        ("http://10.0.0.5:11434/v1", False),
+        ("https://api.groq.com/openai/v1", False),
+    ],
+)
+def test_where_a_provider_runs_is_told_by_its_address(address: str, is_local: bool) -> None:
+    assert Provider.of("lab", DIALECTS["openai"], base_url=address).is_local is is_local
