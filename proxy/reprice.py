@@ -62,7 +62,9 @@ async def reprice(settings: Settings, since: int, until: int, dry_run: bool) -> 
     store = Store(url)
     try:
         async with look(url) as connection:
-            progress = Progress(await repricing.count(connection, since, until), sys.stderr)
+            shows = sys.stderr.isatty()
+            total = await repricing.count(connection, since, until) if shows else 0
+            progress = Progress(total, sys.stderr)
             last: Row | None = None
             while rows := await repricing.page(connection, since, until, last):
                 last = rows[-1]

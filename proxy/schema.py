@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -383,18 +382,6 @@ class Settings(BaseSettings):
         if wrong := [name for name in prices if not all(name.partition("/"))]:
             raise ValueError(f"must be named PROVIDER/MODEL (not so: {', '.join(wrong)})")
         return prices
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach ``host``: localhost, 127.0.0.0/8 or ::1."""
-    name = host.removeprefix("[").removesuffix("]").rstrip(".").lower()
-    if name == "localhost":
-        return True
-    try:
-        address = ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return address.is_loopback
 
 
 def _typed(name: Any, provider: Any) -> Any:

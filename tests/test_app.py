@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from proxy import loops, upstreams
 from proxy.app import create_app
 from proxy.config import load
 from proxy.errors import ConfigError
+from proxy.metering import tokenizer
 from proxy.observe.host import HostSampler
 from proxy.redact import Redactor
 from proxy.schema import Settings
@@ -235,6 +237,22 @@ async def test_the_settings_reach_the_parts(upstream: Upstream, start: Start) ->
         await asyncio.sleep(0.3)
 
     assert (await client.post("/v1/chat/completions", content=never())).status_code == 408
+
+
+@pytest.mark.parametrize("installed", [True, False])
+async def test_a_vocabulary_is_loaded_before_anything_is_served(
+    installed: bool, upstream: Upstream, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[int] = []
+
+    def load() -> None:
+        loaded.append(threading.get_ident())
+
+    monkeypatch.setattr(tokenizer, "INSTALLED", installed)
+    monkeypatch.setattr(tokenizer, "load", load)
+    await start({"providers": {"lab": lab(upstream.url)}})
+    assert len(loaded) == installed
+    assert threading.get_ident() not in loaded  # it takes a third of a second
 
 
 async def test_who_is_turned_away_is_counted_and_has_no_row(

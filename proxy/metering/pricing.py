@@ -224,10 +224,12 @@ class Prices:
         """
         if usage is None:
             return _UNPRICED
-        listed = self._list_cost(provider, model, usage)
+        listed = self._list_rates(provider, model)
         reported = usage.cost_nano_usd
         if reported is not None and reported >= 0:
-            return Quote(reported, "provider", None, listed)
+            return Quote(
+                reported, "provider", None, None if listed is None else cost(usage, listed)
+            )
         if usage.input_tokens is None and usage.output_tokens is None:
             return _UNPRICED
         rates = self._configured(provider, model, key)
@@ -237,9 +239,12 @@ class Prices:
                 return None
             rates = entry[0]
         amount = None if rates is None else cost(usage, rates)
+        by_list = amount
+        if listed is not rates:
+            by_list = None if listed is None else cost(usage, listed)
         if rates is None or amount is None:
-            return Quote(None, "none", None, listed)
-        return Quote(amount, rates.source, rates.version, listed)
+            return Quote(None, "none", None, by_list)
+        return Quote(amount, rates.source, rates.version, by_list)
 
     def rates(self, provider: str, model: str) -> Rates | None:
         """What is known now about a model's price; never asks the catalogue."""
@@ -278,13 +283,10 @@ class Prices:
         entry = self._listed.get(pair)
         return bool(self._references.get(pair[0])) and (entry is None or entry[1] < now)
 
-    def _list_cost(self, provider: str, model: str, usage: Usage) -> int | None:
-        """What the call costs by the list, where it is paid for; None where nobody knows."""
+    def _list_rates(self, provider: str, model: str) -> Rates | None:
+        """The catalogue's rates of the model where it is paid for; None where nobody knows."""
         rates, until = self._listed.get((provider, _paid(model)), (None, 0.0))
-        if rates is None or until < monotonic():
-            return None
-        unknown = usage.input_tokens is None and usage.output_tokens is None
-        return None if unknown else cost(usage, rates)
+        return rates if until >= monotonic() else None
 
     def _configured(self, provider: str, model: str, key: str | None) -> Rates | None:
         """The user's word; None if it is for the catalogue to say."""

@@ -53,10 +53,10 @@ def _told(attempt: Attempt) -> Usage | None:
 
 def _seen(tap: Tap) -> int:
     """The tokens of the output that came."""
-    if tap.said is None or not tap.said.length:
+    if tap.sample is None or not tap.sample.length:
         return tap.seen_tokens
     tap.details["estimate"] = tokenizer.NAME
-    return tap.said.tokens()
+    return tap.sample.tokens()
 
 
 def _given(asked: Asked, prompt: Sample | None) -> int | None:

@@ -30,7 +30,7 @@ class Tap:
 
     __slots__ = (  # each is read for every event: from a dict of this size it takes longer
         *("meaningful", "error", "finish_reason", "usage", "model", "fingerprint", "details"),
-        *("response_length", "seen_tokens", "said", "chunk_count", "first_byte"),
+        *("response_length", "seen_tokens", "sample", "chunk_count", "first_byte"),
         *("first_reasoning", "first_content", "first_tool", "last_token"),
         *("gaps", "max_gap", "long_gaps"),
     )
@@ -45,7 +45,7 @@ class Tap:
         self.details: dict[str, Any] = {}
         self.response_length: int | None = None
         self.seen_tokens = 0  # an estimate, from what was seen
-        self.said = tokenizer.sample()  # the same as text
+        self.sample = tokenizer.sample()  # of the same, to be counted
         self.first_byte: float | None = None
         self.first_reasoning: float | None = None
         self.first_content: float | None = None  # of the answer itself: text, a refusal, audio
@@ -252,7 +252,7 @@ class StreamTap(Tap):
                 if self.first_content is None:
                     self.first_content = self._fed_at
                 self.response_length += len(text)
-                self._said(text)
+                self._say(text)
             if delta is not None and self._other(delta):
                 output = True
             if choice.finish_reason or choice.error:
@@ -270,12 +270,12 @@ class StreamTap(Tap):
             if self.first_reasoning is None:
                 self.first_reasoning = self._fed_at
             if thought:
-                self._said(thought)
+                self._say(thought)
             else:
                 self.seen_tokens += 1
         if delta.refusal:
             output = answered = True
-            self._said(delta.refusal)
+            self._say(delta.refusal)
         if delta.tool_calls is not None:
             self._saw_calls = True
             for call in delta.tool_calls:
@@ -284,16 +284,16 @@ class StreamTap(Tap):
                         output = True
                         if self.first_tool is None:
                             self.first_tool = self._fed_at
-                        self._said(text)
+                        self._say(text)
         if answered and self.first_content is None:
             self.first_content = self._fed_at
         return output
 
-    def _said(self, text: str) -> None:
+    def _say(self, text: str) -> None:
         """Output that is text."""
         self.seen_tokens += estimate.delta_tokens(text)
-        if self.said is not None:
-            self.said.add(text)
+        if self.sample is not None:
+            self.sample.add(text)
 
     def _token(self, at: float) -> None:
         """Output came."""
@@ -371,14 +371,14 @@ class BodyTap(Tap):
                 length = (length or 0) + len(text)
             thought = (message.reasoning or message.reasoning_content) if message else None
             for said in (thought, text, *_calls(message)):
-                self._said(said or "")
+                self._say(said or "")
         self.response_length = length
         self.empty = not answer.choices and not answer.data and answer.usage is None
 
-    def _said(self, text: str) -> None:
+    def _say(self, text: str) -> None:
         self.seen_tokens += estimate.tokens(text)
-        if self.said is not None:
-            self.said.add(text)
+        if self.sample is not None:
+            self.sample.add(text)
 
 
 def _calls(message: Message | None) -> Iterator[str | None]:

@@ -13,12 +13,12 @@ import msgspec
 
 from proxy.clock import until_midnight
 from proxy.errors import ErrorReason
+from proxy.fields import is_loopback
 from proxy.providers import faults, hints, scope
 from proxy.providers.faults import ErrorBody
 from proxy.providers.members import inner, number, text
 from proxy.providers.translation import Translation
 from proxy.providers.usage import count
-from proxy.schema import is_loopback
 from proxy.types import Fault, Headers, Memory, ModelInfo, Operation, Usage
 
 Fetch = Callable[[str, str, bytes | None], Awaitable[bytes]]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, bindparam, func, select, update
+from sqlalchemy import ColumnElement, Executable, bindparam, func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from proxy.store import codes, costs
@@ -52,8 +52,8 @@ class Row(msgspec.Struct, frozen=True):
 Change = tuple[Row, Row]
 """A call as its row says it, and as it is to be."""
 
-_PLAIN = Row.__struct_fields__[:-2]
-_COLUMNS = [api_calls.c[name] for name in (*_PLAIN, *_MONEY)]
+_FIELDS = Row.__struct_fields__[:-2]
+_COLUMNS = [api_calls.c[name] for name in (*_FIELDS, *_MONEY)]
 
 
 async def count(connection: Reader, since: int, until: int) -> int:
@@ -86,23 +86,11 @@ async def apply(engine: AsyncEngine, changes: Sequence[Change]) -> list[Change]:
         now = {row.id: row for row in map(_row, await connection.execute(query))}
         done = [(before, after) for before, after in changes if now.get(before.id) == before]
         if done:
-            await _write(connection, [after for _, after in done])
+            written = _packed if connection.dialect.name == "sqlite" else _plain
+            statement = _UPDATES[connection.dialect.name]
+            await connection.execute(statement, [written(after) for _, after in done])
             await _carry(connection, done)
     return done
-
-
-async def _write(connection: AsyncConnection, rows: Sequence[Row]) -> None:
-    if connection.dialect.name != "sqlite":
-        await connection.execute(_UPDATE, [_values(row) for row in rows])
-        return
-    kept = [
-        (
-            *(row.cost_nano_usd, row.list_cost_nano_usd),
-            *(codes.kept("cost_source", row.cost_source), row.price_version, row.id),
-        )
-        for row in rows
-    ]
-    await connection.exec_driver_sql(_SQLITE_UPDATE, kept)
 
 
 async def _carry(connection: AsyncConnection, changes: Iterable[Change]) -> None:
@@ -116,17 +104,16 @@ async def _carry(connection: AsyncConnection, changes: Iterable[Change]) -> None
     await costs.adjust(connection, different)
 
 
-_UPDATE = (
-    update(api_calls)
+_NAMES = (*_MONEY, "cost_source", "price_version")
+_KEPT = (*(f"{name}_kept" for name in _NAMES[:3]), _NAMES[3])  # see ``codes``
+_UPDATES: dict[str, Executable] = {
+    "postgresql": update(api_calls)
     .where(api_calls.c.id == bindparam("row_id"))
-    .values({name: bindparam(f"new_{name}") for name in (*_MONEY, "cost_source", "price_version")})
-)
-
-
-_SQLITE_UPDATE = (
-    "UPDATE api_calls SET cost_estimate_usd_kept = ?, list_cost_usd_kept = ?,"
-    " cost_source_kept = ?, price_version = ? WHERE id = ?"
-)
+    .values({name: bindparam(f"new_{name}") for name in _NAMES}),
+    "sqlite": text(
+        f"UPDATE api_calls SET {', '.join(f'{name} = :{name}' for name in _KEPT)} WHERE id = :id"
+    ),
+}
 
 
 def _which(span: Span, after: dict[str, Any] | None = None) -> list[ColumnElement[bool]]:
@@ -136,7 +123,7 @@ def _which(span: Span, after: dict[str, Any] | None = None) -> list[ColumnElemen
 
 def _row(values: Sequence[Any]) -> Row:
     *plain, cost, listed = values
-    named = dict(zip(_PLAIN, plain, strict=True))
+    named = dict(zip(_FIELDS, plain, strict=True))
     return Row(**named, cost_nano_usd=_nano(cost), list_cost_nano_usd=_nano(listed))
 
 
@@ -144,13 +131,15 @@ def _nano(usd: float | None) -> int | None:
     return None if usd is None else round(usd * _NANO)
 
 
-def _values(row: Row) -> dict[str, Any]:
+def _plain(row: Row) -> dict[str, Any]:
     money = (row.cost_nano_usd, row.list_cost_nano_usd)
-    dollars = [None if nano is None else nano / _NANO for nano in money]
-    return {
-        "row_id": row.id,
-        "new_cost_estimate_usd": dollars[0],
-        "new_list_cost_usd": dollars[1],
-        "new_cost_source": row.cost_source,
-        "new_price_version": row.price_version,
-    }
+    dollars = (None if nano is None else nano / _NANO for nano in money)
+    values = (*dollars, row.cost_source, row.price_version)
+    named = {f"new_{name}": value for name, value in zip(_NAMES, values, strict=True)}
+    return {"row_id": row.id, **named}
+
+
+def _packed(row: Row) -> dict[str, Any]:
+    source = codes.WORDS["cost_source"].index(row.cost_source)
+    values = (row.cost_nano_usd, row.list_cost_nano_usd, source, row.price_version)
+    return {"id": row.id, **dict(zip(_KEPT, values, strict=True))}

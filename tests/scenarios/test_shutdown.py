@@ -180,7 +180,8 @@ async def test_what_does_not_end_is_cut_and_kept_as_interrupted(
     assert len(rows) == 22
     for row in rows[2:]:
         assert (row["status"], row["client_status"], row["is_final"]) == ("error", 200, 1)
-        assert (row["output_tokens"], row["usage_source"]) == (2, "estimated")
+        assert row["usage_source"] == "estimated"
+        assert 0 < row["output_tokens"] <= 2  # by whether a vocabulary is installed
     assert "Traceback" not in said, said
 
 
