@@ -164,9 +164,10 @@ class _Gateway:
             RequestLog(settings.server.log_level, settings.server.log_format),
             self._redact,
             keeps,
+            settings.telemetry.content_limit,
         )
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
-        stack.push_async_callback(self._recording.writer.drain, DRAIN_SECONDS)
+        stack.push_async_callback(self._recording.drain, DRAIN_SECONDS)
         self._lists = ModelLists(
             (),
             self._transport,
@@ -281,6 +282,8 @@ class _Gateway:
                 self._prices.quote,
                 self._redact,
                 settings.telemetry.privacy_level,
+                self._recording.content,
+                settings.telemetry.content_max_bytes,
             ),
             limits=Limits(
                 settings.server.max_body,
@@ -332,7 +335,9 @@ class _Gateway:
         app.include_router(health_router(lambda: app.state.ready))
         kept = self._recording
         app.include_router(
-            track_router(kept.call, kept.keep, self._redact, self._settings.telemetry.keeps)
+            track_router(
+                kept.call, kept.keep, self._redact, self._settings.telemetry.keeps, kept.content
+            )
         )
         app.include_router(
             stats_router(self._store, self._recorder, self._key_states, self._recording.recent)

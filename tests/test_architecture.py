@@ -21,12 +21,12 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 HOUSE = (
-    "types sample errors reasons clock duration when log redact"
+    "types sample errors reasons clock duration when log redact content"
     " config schema fields document mistakes discovery",
     "routing providers metering store observe sharing",
     "relay telemetry",
     "api",
-    "app loops routes recording learnt upstreams steering explain progress export prune"
+    "app loops routes recording learnt sealing upstreams steering explain progress export prune"
     " banner wire serve cli __main__",
 )
 """The floors, the lowest first: nouns, the parts, the hot path, the door, and who builds it all."""

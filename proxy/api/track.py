@@ -1,6 +1,7 @@
 """``POST /track/...``: what did not pass through the gateway, told by whoever did it.
 
-A member that is not listed here is refused, so that no prompt and no answer is kept by mistake.
+A member that is not listed here is refused, so that no prompt and no answer is kept by mistake;
+where they are to be kept they have members of their own.
 The answer is 201 and the id; the row is written within a second, by the batch writer.
 """
 
@@ -14,15 +15,20 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from proxy.clock import new_id, now_ms
+from proxy.content import Content
 from proxy.errors import ErrorReason, GatewayError
 from proxy.redact import shorten
+from proxy.relay.attribution import attribution
 from proxy.store.events import EventRecord
 from proxy.telemetry.dates import moment
-from proxy.telemetry.record import InvocationRecord, call
+from proxy.telemetry.record import InvocationRecord, call, content
 from proxy.types import Caller, CallRecord, FaultRecord
 
 MAX_BODY = 64 * 1024
 """Bytes; what is told here is names and numbers."""
+
+MAX_FULL_BODY = 2 * 1024 * 1024
+"""The same, where prompts and answers are kept."""
 
 MOST_ATTRIBUTES = 16
 
@@ -98,9 +104,13 @@ class Inference(Told):
     top_p: Number | None = None
     max_tokens: Count | None = None
 
+    # Kept at the level full, and read nowhere else.
+    prompt: Text | None = None
+    response: Text | None = None
+
     def row(self, client_id: str | None, redact: Callable[[str], str]) -> CallRecord:
         """The row; ValueError, with the member's name, where a value cannot be."""
-        told = self.model_dump(exclude_none=True)
+        told = self.model_dump(exclude_none=True, exclude={"prompt", "response"})
         same = {name: told.pop(name) for name in _SAME & told.keys()}
         record = InvocationRecord(**{_NAMES.get(name, name): told[name] for name in told})
         made = call(
@@ -176,9 +186,11 @@ def track_router(
     keep: Callable[[object], None],
     redact: Callable[[str], str],
     keeps: bool,
+    keep_content: Callable[[Content], None] | None = None,
 ) -> APIRouter:
     """``call`` takes what is a call, ``keep`` any other row. Where nothing is kept (``keeps``) the
-    answer is 503, since 201 would be a lie."""
+    answer is 503, since 201 would be a lie. ``keep_content`` takes prompts and answers; None: they
+    are not kept."""
     router = APIRouter(prefix="/track")
 
     async def told(request: Request, kind: type[_Told]) -> _Told:
@@ -190,12 +202,20 @@ def track_router(
                 code="telemetry_off",
                 should_retry=False,
             )
-        return _read(await _body(request), kind)
+        return _read(
+            await _body(request, MAX_BODY if keep_content is None else MAX_FULL_BODY), kind
+        )
 
     @router.post("/inference", status_code=201)
     async def inference(request: Request) -> dict[str, Any]:
         it = await told(request, Inference)
-        call(_made(it, request, redact))
+        row = _made(it, request, redact)
+        if keep_content is not None and not attribution(request.headers.raw).private:
+            row = msgspec.structs.replace(row, privacy_level="full")
+            said = content(row, it.prompt, it.response)
+            if said is not None:
+                keep_content(said)
+        call(row)
         return {"id": it.request_id}
 
     @router.post("/custom", status_code=201)
@@ -213,12 +233,12 @@ def track_router(
     return router
 
 
-async def _body(request: Request) -> bytes:
+async def _body(request: Request, most: int) -> bytes:
     body = bytearray()
     async for part in request.stream():
         body += part
-        if len(body) > MAX_BODY:
-            message = f"The body is longer than {MAX_BODY} bytes."
+        if len(body) > most:
+            message = f"The body is longer than {most} bytes."
             raise GatewayError(413, message, ErrorReason.TOO_LARGE)
     return bytes(body)
 

@@ -11,8 +11,9 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from proxy.clock import now_ms
+from proxy.content import ContentRecord
 from proxy.sample import HostSample
-from proxy.store import breakers, catalog, costs, events, faults, limits, rests, samples
+from proxy.store import breakers, catalog, contents, costs, events, faults, limits, rests, samples
 from proxy.store.events import EventRecord
 from proxy.store.health import Health
 from proxy.store.tables import api_calls
@@ -48,6 +49,7 @@ class Batch:
         self.turns: list[BreakerRecord] = []
         self.models: list[ModelInfo] = []
         self.events: list[EventRecord] = []
+        self.contents: list[ContentRecord] = []
         for item in items:
             match item:
                 case CallRecord():
@@ -66,6 +68,8 @@ class Batch:
                     self.turns.append(item)
                 case EventRecord():
                     self.events.append(item)
+                case ContentRecord():
+                    self.contents.append(item)
                 case list():
                     self.models.extend(item)
                 case _:
@@ -107,6 +111,7 @@ class Ledger:
             await breakers.save(connection, batch.turns)
             await faults.save(connection, calls, batch.faults)
             await events.save(connection, batch.events)
+            await contents.save(connection, batch.contents)
             await catalog.save(connection, batch.models, now)
             await samples.save(connection, batch.samples)
             # A commit that fails may still have happened: then the tables know better than we.

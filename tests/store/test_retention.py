@@ -18,10 +18,10 @@ from proxy.types import CallRecord, SwitchRecord
 from tests.store.databases import REACHABLE, database
 from tests.store.reading import read
 from tests.store.rows import call, rows
-from tests.store.stories import NOON, everything
+from tests.store.stories import NOON, content, everything
 
 DAY = 86_400_000
-AGING = {age.table.name for age in retention.AGES}
+AGING = {age.table.name for age in (*retention.AGES, *retention.CONTENTS)}
 KEPT = {"daily_costs", "models"}
 
 
@@ -165,7 +165,7 @@ async def test_after_a_crash_every_row_is_there_once(
 
     async def crash(*args: Any) -> int:
         steps[0] += 1
-        if steps[0] == 2:
+        if steps[0] == 3:  # the first looks for contents
             raise OSError("the power went")
         return await delete(*args)
 
@@ -203,7 +203,7 @@ async def test_without_its_archive_nothing_goes_and_the_log_says_so_once(
     store: Store, path: Path, archive: Archive, caplog: pytest.LogCaptureFixture
 ) -> None:
     await store.write(everything(now_ms() - 40 * DAY))
-    before = {table: count(path, table) for table in metadata.tables}
+    before = {table: count(path, table) for table in metadata.tables} | {"call_contents": 0}
     archive.folder.write_text("no folder")
     for _ in range(3):
         with pytest.raises(ArchiveError):
@@ -224,3 +224,29 @@ async def test_what_would_go_is_what_goes(store: Store, archive: Archive) -> Non
         steps: list[int] = []
         assert await retention.let_go(store, before, kept, steps.append) == sum(found.values())
         assert sum(steps) == sum(found.values())
+
+
+@pytest.mark.parametrize(
+    ("days", "content_days", "left"),
+    [(30, 7, [6]), (3, 7, []), (0, 7, [6]), (30, 0, [6, 8, 29]), (0, 0, [6, 8, 29, 31])],
+)
+async def test_contents_go_before_their_calls(
+    store: Store, path: Path, days: int, content_days: int, left: list[int]
+) -> None:
+    now = now_ms()
+    ages = (6, 8, 29, 31)
+    await store.write([call(timestamp=now - age * DAY) for age in ages])
+    await store.write([content(f"r{age}", now - age * DAY) for age in ages])
+    await retention.prune(store, days, now, content_days=content_days)
+    kept = rows(path, "SELECT request_id FROM call_contents ORDER BY timestamp DESC")
+    assert [row["request_id"] for row in kept] == [f"r{age}" for age in left]
+    assert count(path, "api_calls") == sum(not days or age < days for age in ages)
+
+
+async def test_contents_wait_for_no_archive(store: Store, path: Path, tmp_path: Path) -> None:
+    now = now_ms()
+    await store.write([call(timestamp=now - 40 * DAY), content("r", now - 40 * DAY)])
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(ArchiveError):
+        await retention.run(store, 30, Archive(tmp_path / "file" / "archive"), 7)
+    assert (count(path, "api_calls"), count(path, "call_contents")) == (1, 0)
