@@ -56,8 +56,8 @@ class ContentRecord(msgspec.Struct, frozen=True):
 
 
 def seal(content: Content, redact: Callable[[str, int], str], limit: int) -> ContentRecord:
-    """The record of a call's content. ``redact`` masks so many characters of a text and gives
-    those; ``limit`` is bytes for each side."""
+    """The record of a call's content. ``redact`` masks a text of which so many characters are
+    to be kept; ``limit`` is bytes for each side."""
     request, request_cut = _sealed(content.request, redact, limit)
     answer, answer_cut = _sealed(content.answer, redact, limit)
     return ContentRecord(

@@ -95,11 +95,11 @@ class Redactor:
         return self._clean(text[:_LIMIT])[: -self._margin] + "…"
 
     def whole(self, text: str, length: int) -> str:
-        """The first ``length`` characters, however many: 20 ms of work a MiB, and more where they
-        speak of keys."""
-        if len(text) <= length:
-            return self._clean(text)
-        return self._clean(text[: length + self._margin])[: -self._margin]
+        """A text masked for a reader of its first ``length`` characters, however many: 20 ms of
+        work a MiB, and more where they speak of keys. What follows them may be missing."""
+        taken = text[: length + self._margin]
+        cleaned = self._clean(taken)
+        return cleaned if taken == text else cleaned[: -self._margin]
 
     def _clean(self, text: str) -> str:
         if self._literals is not None:

@@ -14,8 +14,8 @@ _log = logging.getLogger("tollkeeper")
 class Sealing:
     """Takes contents from the calls and hands their rows to ``keep``; ``write`` is the store's.
 
-    ``redact`` masks secrets in so many characters of a text, ``limit`` is bytes of each side. What
-    is under way when the process is killed is lost, and nothing but that.
+    ``redact`` masks a text of which so many characters are to be kept; ``limit`` is bytes of each
+    side. What is under way when the process is killed is lost, and nothing but that.
     """
 
     def __init__(
