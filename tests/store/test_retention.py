@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import select
 
 from proxy.clock import now_ms
+from proxy.content import pack
 from proxy.store import retention
 from proxy.store.address import StoreError
 from proxy.store.archive import Archive, ArchiveError
@@ -250,3 +251,12 @@ async def test_contents_wait_for_no_archive(store: Store, path: Path, tmp_path: 
     with pytest.raises(ArchiveError):
         await retention.run(store, 30, Archive(tmp_path / "file" / "archive"), 7)
     assert (count(path, "api_calls"), count(path, "call_contents")) == (1, 0)
+
+
+async def test_of_a_deleted_content_nothing_is_left_on_the_disk(store: Store, path: Path) -> None:
+    kept = pack("0123456789")
+    await store.write([content("r", now_ms() - 8 * DAY, "0123456789")])
+    assert kept in b"".join(file.read_bytes() for file in path.parent.glob(f"{path.name}*"))
+    await retention.prune(store, 30, now_ms(), content_days=7)
+    await store.close()  # and with it the WAL
+    assert kept not in b"".join(file.read_bytes() for file in path.parent.glob(f"{path.name}*"))
