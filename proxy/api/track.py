@@ -110,7 +110,7 @@ class Inference(Told):
 
     def row(self, client_id: str | None, redact: Callable[[str], str]) -> CallRecord:
         """The row; ValueError, with the member's name, where a value cannot be."""
-        told = self.model_dump(exclude_none=True, exclude={"prompt", "response"})
+        told = self.model_dump(exclude_none=True)
         same = {name: told.pop(name) for name in _SAME & told.keys()}
         record = InvocationRecord(**{_NAMES.get(name, name): told[name] for name in told})
         made = call(

@@ -13,6 +13,7 @@ import msgspec
 from proxy.clock import new_id
 from proxy.content import Content
 from proxy.errors import ErrorReason
+from proxy.metering.echo import without_echo
 from proxy.metering.pricing import nano_dollars
 from proxy.redact import shorten
 from proxy.store.tables import STATUSES
@@ -122,6 +123,8 @@ def call(
     if total is None and given is not None and made is not None:
         total = given + made
     message = record.error_message
+    if message is not None:
+        message = shorten(_without_words(record, redact(message)))
     told = {
         "request_id": str(record.invocation_id),
         "attempt": 1,
@@ -140,7 +143,7 @@ def call(
         "is_stream": record.time_to_first_token_ms is not None,
         "status": record.status,
         "error_reason": _reason(record),
-        "error_message": None if message is None else shorten(redact(message)),
+        "error_message": message,
         "response_time_ms": latency,
         "total_duration_ms": latency,
         "time_to_first_token_ms": record.time_to_first_token_ms,
@@ -156,6 +159,12 @@ def call(
         "privacy_level": level,
     }
     return CallRecord(**_UNTOLD | told)
+
+
+def _without_words(record: InvocationRecord, message: str) -> str:
+    """A message without what it quotes of the call, as far as that was told."""
+    said = "\0".join(filter(None, (record.prompt, record.response)))
+    return without_echo(message, said.encode("utf-8", "replace")) if said else message
 
 
 def _reason(record: InvocationRecord) -> str | None:

@@ -153,3 +153,11 @@ def test_what_was_said_is_told_apart_from_the_row() -> None:
 @pytest.mark.parametrize("name", ["metadata", "full", "none"])
 def test_there_are_three_levels(name: str) -> None:
     level("privacy_level", name)
+
+
+def test_an_error_message_quotes_nothing_of_what_is_told_beside_it() -> None:
+    """S1-12, the error echo."""
+    said = {"prompt": "where is the gold hidden", "response": "under the old oak tree"}
+    told = "filtered: where is the gold hidden / under the old oak tree!"
+    assert row(status="error", error_message=told, **said).error_message == "filtered: […] / […]!"
+    assert row(status="error", error_message=told).error_message == told
