@@ -164,16 +164,16 @@ class Meter:
         # Once the request is forgotten it is our own words, or hidden by whoever passed it on.
         return shorten(message if self.request is None else self.hide(message))
 
-    def _content(self, attempt: Attempt) -> Content:
+    def _content(self, attempt: Attempt, request: bytes) -> Content:
         """What was asked and answered."""
-        request, kept = self.request, attempt.transcript
+        kept = attempt.transcript
         answer, length = kept.written() if kept is not None else (None, None)
         return Content(
             request_id=self.request_id,
             attempt=attempt.number,
             timestamp=attempt.timestamp,
             request=request,
-            request_length=None if request is None else len(request),
+            request_length=len(request),
             answer=answer,
             answer_length=length,
         )
@@ -257,8 +257,8 @@ class Meter:
                 rate_headers=attempt.rate_headers,
             )
         )
-        if final and self._full and self._books.content is not None:
-            self._books.content(self._content(attempt))
+        if final and self._full and self._books.content is not None and self.request is not None:
+            self._books.content(self._content(attempt, self.request))
 
 
 def _version(tap: Tap | None, model: str) -> str | None:

@@ -594,3 +594,11 @@ def test_a_content_goes_beside_its_final_record_where_it_is_kept(
     assert content.timestamp == bench.records[1].timestamp
     assert (content.request, content.request_length) == (b"what was asked", 14)
     assert (content.answer, content.answer_length) == (b"{}", 2)
+
+
+def test_a_request_that_never_arrived_has_no_content(bench: Bench, clock: Clock) -> None:
+    told: list[Content] = []
+    books = Books(bench.records.append, bench.quote, str, "full", told.append, 100)
+    meter = Meter(books, "ID", "/v1", None, Attribution(), clock.now)
+    meter.refuse(GatewayError(413, "too long", ErrorReason.TOO_LARGE))
+    assert (len(bench.records), told) == (1, [])
