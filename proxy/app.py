@@ -11,29 +11,33 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 
 import httpx
 from fastapi import FastAPI
 
-from proxy import __version__
+from proxy import __version__, tariffs
 from proxy import loops as beside
 from proxy.api import errors as api_errors
 from proxy.api.admin import admin_router
 from proxy.api.auth import Door
+from proxy.api.clients import clients_router
 from proxy.api.health import health_router
 from proxy.api.models import models_router
 from proxy.api.openai import RELAYED, Calls
 from proxy.api.stats import stats_router
 from proxy.api.track import track_router
 from proxy.banner import example
+from proxy.clients import Keyring
 from proxy.clock import monotonic, now_ms
+from proxy.config import client_secret
 from proxy.errors import ErrorReason
+from proxy.keys import ClientKeys
 from proxy.learnt import restore
 from proxy.log import RequestLog
-from proxy.metering.meter import Books
+from proxy.metering import tokenizer
 from proxy.metering.pricing import Prices
 from proxy.observe.host import HostSampler
 from proxy.providers.lists import ModelLists
@@ -44,13 +48,14 @@ from proxy.relay.claims import Claims
 from proxy.relay.line import Line
 from proxy.relay.relay import Limits, Relay, Routes
 from proxy.relay.verdict import judge
-from proxy.routes import Builder, catalogue
+from proxy.routes import Builder, targets
 from proxy.routing.events import Event
 from proxy.routing.states import states
 from proxy.schema import ProviderSettings, Settings
 from proxy.sharing.shared import Shared
 from proxy.steering import steer
 from proxy.store.address import SchemaError, StoreError
+from proxy.store.clients import ClientTable
 from proxy.store.engine import Store
 from proxy.store.recent import Recent
 from proxy.types import Fault, Target, Usage
@@ -90,6 +95,7 @@ def create_app(
                 transport or Transport(),
                 reread or (lambda: settings),
                 redact or Redactor(settings.secrets()),
+                keyring,
             )
             await gateway.open(stack)
             app.state.ready = True
@@ -113,9 +119,11 @@ def create_app(
 
     calls = Calls(app)
     secret = settings.auth.master_key
+    keyring = Keyring(client_secret(settings) if secret is not None else b"")
     return Door(
         calls,
         master_key=secret.get_secret_value() if secret is not None else None,
+        keyring=keyring,
         named_elsewhere=RELAYED,
         turned_away=turned_away,
         state=app.state,
@@ -133,6 +141,7 @@ class _Gateway:
         transport: httpx.AsyncBaseTransport,
         reread: Callable[[], Settings],
         redact: Redactor,
+        keyring: Keyring,
     ) -> None:
         self._settings = settings
         self._app = app
@@ -140,6 +149,7 @@ class _Gateway:
         self._transport = transport
         self._reread = reread
         self._redact = redact
+        self._keyring = keyring
         self._line = Line()
         self._began = now_ms()
         self._upstreams = Upstreams(transport)
@@ -157,6 +167,11 @@ class _Gateway:
         )
         stack.push_async_callback(self._store.close)
         await self._open_store()
+        self._keys = ClientKeys(ClientTable(self._store), self._keyring)
+        with suppress(StoreError):  # then they come as soon as the database can be read
+            await self._keys.load()
+        if tokenizer.INSTALLED:
+            await asyncio.to_thread(tokenizer.load)
         self._prices = Prices({}, {})
         self._recording = Recording(
             self._prices,
@@ -165,6 +180,10 @@ class _Gateway:
             self._redact,
             keeps,
             settings.telemetry.content_limit,
+        )
+        self._sampler = HostSampler(
+            self._recording.keep,
+            lambda: (self._relay.in_flight, self._recording.writer.depth),
         )
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
         stack.push_async_callback(self._recording.drain, DRAIN_SECONDS)
@@ -217,11 +236,7 @@ class _Gateway:
         providers = routes.providers
         self._windows.clear()
         self._windows.update({name: each.dialect.windows for name, each in providers.items()})
-        self._prices.configure(
-            settings.prices,
-            {name: catalogue(each) for name, each in providers.items()},
-            frozenset(n for n, each in providers.items() if each.dialect.name == "ollama"),
-        )
+        tariffs.configure(self._prices, settings, providers)
         self._lists.replace(providers.values())
         self._relay.routes = routes
         self._app.state.providers = [
@@ -277,13 +292,8 @@ class _Gateway:
             routes=self._builder.routes(settings, configured),
             line=self._line,
             transport=self._transport,
-            books=Books(
-                self._recording.call,
-                self._prices.quote,
-                self._redact,
-                settings.telemetry.privacy_level,
-                self._recording.content,
-                settings.telemetry.content_max_bytes,
+            books=self._recording.books(
+                settings.telemetry.privacy_level, self._sampler.gpu_memory_used_mb
             ),
             limits=Limits(
                 settings.server.max_body,
@@ -307,13 +317,10 @@ class _Gateway:
             ),
         ]
         if settings.telemetry.keeps:
-            sampler = HostSampler(
-                self._recording.keep,
-                lambda: (self._relay.in_flight, self._recording.writer.depth),
-            )
             loops += [
-                sampler.run,
+                self._sampler.run,
                 partial(beside.retain, self._store, settings.telemetry),
+                self._keys.follow,
                 lambda: beside.publish_counts(
                     lambda: relay.routes.pools.values(), self._recording.keep
                 ),
@@ -328,10 +335,11 @@ class _Gateway:
     def _add_routes(self) -> None:
         app = self._app
         app.state.broken = self._recording.broken
-        app.include_router(models_router(lambda: self._settings.models, self._lists.all))
+        app.include_router(models_router(lambda: targets(self._settings), self._lists.all))
         app.include_router(
             admin_router(partial(steer, lambda: self._relay.routes.pools), self.reload)
         )
+        app.include_router(clients_router(self._keys, self._store))
         app.include_router(health_router(lambda: app.state.ready))
         kept = self._recording
         app.include_router(

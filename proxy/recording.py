@@ -10,6 +10,7 @@ import msgspec
 
 from proxy.clock import now_ms
 from proxy.learnt import records, told
+from proxy.metering.meter import Books
 from proxy.metering.pricing import Prices
 from proxy.metering.writer import BatchWriter
 from proxy.redact import Redactor, shorten
@@ -41,7 +42,8 @@ class Recording:
         keeps: bool,
         most: int | None = None,
     ) -> None:
-        self._sealing = Sealing(redact.whole, most or 0, write, self.keep)
+        self._most = most or 0
+        self._sealing = Sealing(redact.whole, self._most, write, self.keep)
         self.content = None if most is None else self._sealing.take
         self.writer = BatchWriter(self._flush)
         self.recent = Recent()
@@ -55,6 +57,18 @@ class Recording:
         """Queue a row, unless nothing is to be kept."""
         if self._keeps:
             self.writer.put(item)
+
+    def books(self, privacy_level: str, gpu_memory_mb: Callable[[], float | None]) -> Books:
+        """What the meters of this process write in."""
+        return Books(
+            self.call,
+            self._prices.quote,
+            self._redact,
+            privacy_level,
+            gpu_memory_mb,
+            self.content,
+            self._most,
+        )
 
     async def drain(self, seconds: float) -> None:
         """Write what is left, for so long."""
@@ -116,12 +130,16 @@ class Recording:
             return [self._priced(model) for model in item]
         if not isinstance(item, CallRecord) or not _unsettled(item):
             return item
-        quote = self._prices.quote(item.provider, item.model, _usage(item))
+        quote = self._prices.quote(item.provider, item.model, _usage(item), item.key_id)
         if quote is None:
+            return item
+        said = item.cost_nano_usd, item.list_cost_nano_usd
+        if said == (quote.cost_nano_usd, quote.list_cost_nano_usd):
             return item
         settled = msgspec.structs.replace(
             item,
             cost_nano_usd=quote.cost_nano_usd,
+            list_cost_nano_usd=quote.list_cost_nano_usd,
             cost_source=quote.cost_source,
             price_version=quote.price_version,
         )
@@ -154,7 +172,8 @@ def _stack(exc: BaseException | None, hide: Callable[[str], str]) -> str:
 
 
 def _unsettled(record: CallRecord) -> bool:
-    return record.cost_source == "none" and record.usage_source != "none"
+    unknown = record.cost_source == "none" or record.list_cost_nano_usd is None
+    return unknown and record.usage_source != "none"
 
 
 def _usage(record: CallRecord) -> Usage:
@@ -165,6 +184,11 @@ def _usage(record: CallRecord) -> Usage:
         cached_tokens=record.cached_tokens,
         cache_write_tokens=record.cache_write_tokens,
         reasoning_tokens=record.reasoning_tokens,
+        input_audio_tokens=record.input_audio_tokens,
+        output_audio_tokens=record.output_audio_tokens,
+        input_image_tokens=record.input_image_tokens,
+        output_image_tokens=record.output_image_tokens,
+        cost_nano_usd=record.cost_nano_usd if record.cost_source == "provider" else None,
     )
 
 

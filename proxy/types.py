@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from proxy.clients import Client
 from proxy.errors import ErrorReason
 
 Headers = list[tuple[bytes, bytes]]
@@ -35,9 +36,11 @@ _PATHS = {
 
 
 class Caller(msgspec.Struct, frozen=True, gc=False):
-    """Who asks. ``client_id`` is "master" for the master key and None on an open gateway."""
+    """Who asks. ``client_id`` is "master" for the master key and None on an open gateway. With a
+    client's own key there is the ``client``, too."""
 
     client_id: str | None = None
+    client: Client | None = None
 
 
 class Target(msgspec.Struct, frozen=True, gc=False):
@@ -132,7 +135,8 @@ class Verdict(msgspec.Struct, frozen=True, gc=False):
 
 
 class Usage(msgspec.Struct, frozen=True, gc=False):
-    """Token counts of one call, inclusive: cached is inside input, reasoning inside output.
+    """Token counts of one call, inclusive: cached, audio and images are inside input, reasoning,
+    audio and images inside output.
 
     ``hidden_tokens`` are output tokens that were billed but never sent (thoughts that stay with
     the provider). ``cost_nano_usd`` is what the provider itself said the call cost.
@@ -144,8 +148,20 @@ class Usage(msgspec.Struct, frozen=True, gc=False):
     cached_tokens: int | None = None
     cache_write_tokens: int | None = None
     reasoning_tokens: int | None = None
+    input_audio_tokens: int | None = None
+    output_audio_tokens: int | None = None
+    input_image_tokens: int | None = None
+    output_image_tokens: int | None = None
     hidden_tokens: int | None = None
     cost_nano_usd: int | None = None
+
+
+class Memory(msgspec.Struct, frozen=True, gc=False):
+    """What a model holds where it runs, in MiB, and the part of it that is on GPUs. Both are 0 for
+    one that is not loaded."""
+
+    total_mb: float = 0.0
+    vram_mb: float = 0.0
 
 
 class ModelInfo(msgspec.Struct, frozen=True):

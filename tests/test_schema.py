@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from proxy.schema import Alias, ProviderSettings, Settings, is_loopback
+from proxy.schema import Alias, ProviderSettings, Settings
 
 SECRET = "sk-canary-7f3a"
 
@@ -110,26 +110,6 @@ def test_settings_cannot_be_changed() -> None:
     settings = Settings()
     with pytest.raises(ValidationError):
         settings.server.port = 1  # type: ignore[misc]
-
-
-@pytest.mark.parametrize(
-    ("host", "loopback"),
-    [
-        ("localhost", True),
-        ("LOCALHOST.", True),
-        ("127.0.0.1", True),
-        ("127.8.9.1", True),
-        ("::1", True),
-        ("[::1]", True),
-        ("0.0.0.0", False),
-        ("::", False),
-        ("192.168.1.2", False),
-        ("localhost.example.org", False),
-        ("", False),
-    ],
-)
-def test_loopback_is_what_only_this_machine_reaches(host: str, loopback: bool) -> None:
-    assert is_loopback(host) is loopback
 
 
 # Keys, limits and strategies.

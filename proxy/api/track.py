@@ -12,8 +12,10 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from proxy.api import body
+from proxy.api.body import bad
 from proxy.clock import new_id, now_ms
 from proxy.content import Content
 from proxy.errors import ErrorReason, GatewayError
@@ -24,11 +26,8 @@ from proxy.telemetry.dates import moment
 from proxy.telemetry.record import InvocationRecord, call, content
 from proxy.types import Caller, CallRecord, FaultRecord
 
-MAX_BODY = 64 * 1024
-"""Bytes; what is told here is names and numbers."""
-
 MAX_FULL_BODY = 2 * 1024 * 1024
-"""The same, where prompts and answers are kept."""
+"""Bytes, where prompts and answers are kept."""
 
 MOST_ATTRIBUTES = 16
 
@@ -202,9 +201,8 @@ def track_router(
                 code="telemetry_off",
                 should_retry=False,
             )
-        return _read(
-            await _body(request, MAX_BODY if keep_content is None else MAX_FULL_BODY), kind
-        )
+        most = body.MAX_BODY if keep_content is None else MAX_FULL_BODY
+        return await body.told(request, kind, most)
 
     @router.post("/inference", status_code=201)
     async def inference(request: Request) -> dict[str, Any]:
@@ -233,33 +231,13 @@ def track_router(
     return router
 
 
-async def _body(request: Request, most: int) -> bytes:
-    body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > most:
-            message = f"The body is longer than {most} bytes."
-            raise GatewayError(413, message, ErrorReason.TOO_LARGE)
-    return bytes(body)
-
-
-def _read(body: bytes, kind: type[_Told]) -> _Told:
-    """The body as what it should be; GatewayError 422 with the first member that does not hold."""
-    try:
-        return kind.model_validate_json(body)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-    place = first["loc"]
-    raise _bad(str(place[0])[:100] if place else "body", first["msg"])
-
-
 def _made(told: Any, request: Request, redact: Callable[[str], str]) -> Any:
     caller: Caller = request.scope.get("caller") or Caller()
     try:
         return told.row(caller.client_id, redact)
     except ValueError as error:
         name, _, what = str(error).partition(": ")
-        raise _bad(name, what) from None
+        raise bad(name, what) from None
 
 
 def _instant(timestamp: str | None) -> int:
@@ -269,7 +247,3 @@ def _instant(timestamp: str | None) -> int:
         return moment(timestamp)
     except ValueError as error:
         raise ValueError(f"timestamp: {error}") from None
-
-
-def _bad(name: str, what: str) -> GatewayError:
-    return GatewayError(422, f"{name}: {what}", ErrorReason.INVALID_REQUEST, param=name)

@@ -11,7 +11,7 @@ from proxy.clock import now_ms
 from proxy.metering.departure import Departure
 from proxy.metering.tap import Tap
 from proxy.metering.transcript import Transcript
-from proxy.types import Fault, Target, Usage
+from proxy.types import Fault, Memory, Target, Usage
 
 
 class Asked(msgspec.Struct, frozen=True, gc=False):
@@ -50,6 +50,8 @@ class Attempt:
     """One try of one target with one key, from asking for the key to the last byte.
 
     ``left`` is there from when its client has left while the upstream was at work on it.
+    ``memory`` is what the model held as it began, ``gpu_memory_mb`` what was in use on this host's
+    GPUs, in MiB.
     """
 
     def __init__(self, number: int, target: Target, began: float, *, leased: float) -> None:
@@ -70,9 +72,15 @@ class Attempt:
         self.normalise: Callable[[Mapping[str, Any]], Usage] | None = None
         self.fault: Fault | None = None
         self.total_tokens: int | None = None  # known once its record is made
+        self.memory: Memory | None = None
+        self.gpu_memory_mb: float | None = None
         self.left: Departure | None = None
         self.out = False
         self.called = True  # False: stands for a request that was refused before any attempt
+
+    def holds(self, memory: Memory) -> None:
+        """Its model's server has told what the model holds."""
+        self.memory = memory
 
     def went_out(self) -> None:
         """The request is on its way: from now on it may be executed, and billed."""

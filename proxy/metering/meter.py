@@ -17,10 +17,12 @@ from proxy.errors import ErrorReason, GatewayError
 from proxy.metering.attempt import Asked, Attempt, Attribution
 from proxy.metering.departure import Departure
 from proxy.metering.echo import without_echo
+from proxy.metering.figures import figures
 from proxy.metering.pricing import Quote
 from proxy.metering.spent import spent
 from proxy.metering.tap import StreamTap, Tap
 from proxy.metering.timing import ms, speed, timing
+from proxy.metering.tokenizer import Sample
 from proxy.metering.transcript import Transcript
 from proxy.redact import shorten
 from proxy.types import CallRecord, Fault, Target, Usage
@@ -29,19 +31,23 @@ MAX_METADATA = 4096
 """Bytes of JSON in ``metadata``."""
 LEFT = "the client left"
 _TIMEOUTS = {ErrorReason.TIMEOUT}
+_ASIDE = ("is_byok", "cost_details", "total_duration")
+"""Members of usage that are kept and have no column."""
 
 
 class Books(msgspec.Struct, frozen=True):
     """Where records go and how they are priced: the same for every meter of a process.
 
-    ``quote`` gives None while a price is not known yet; the writer asks again. ``content`` takes
-    what calls at the level ``full`` said, ``most`` bytes of it.
+    ``quote`` takes provider, model, usage and key. It gives None while a price is not known yet;
+    the writer asks again. ``gpu_memory_mb`` is what is in use on this host's GPUs, None without
+    one. ``content`` takes what calls at the level ``full`` said, ``most`` bytes of it.
     """
 
     emit: Callable[[CallRecord], None]
-    quote: Callable[[str, str, Usage | None], Quote | None]
+    quote: Callable[[str, str, Usage | None, str | None], Quote | None]
     redact: Callable[[str], str]
     privacy_level: str
+    gpu_memory_mb: Callable[[], float | None] = lambda: None
     content: Callable[[Content], None] | None = None
     most: int = 0
 
@@ -63,6 +69,7 @@ class Meter:
         self.admitted = started  # when the request had arrived whole
         self.asked = Asked()
         self.request: bytes | None = None  # its body, for as long as somebody needs it
+        self.prompt: Sample | None = None  # its text, where that could be counted
         self.target: Target | None = None  # the only one that could serve it
         self.attempts = 0
         self._books = books
@@ -191,14 +198,16 @@ class Meter:
         if status is None:
             reason = fault.reason if fault is not None else ErrorReason.INTERNAL
             status = "timeout" if reason in _TIMEOUTS else "error"
-        usage, source = spent(attempt, status, asked)
+        usage, source = spent(attempt, status, asked, self.prompt)
         attempt.total_tokens = usage.total_tokens if usage is not None else None
-        quote = self._books.quote(attempt.target.provider, attempt.target.model, usage)
+        target = attempt.target
+        quote = self._books.quote(target.provider, target.model, usage, attempt.key_id)
         stream = tap if isinstance(tap, StreamTap) else None
         who = self._attribution
         self._books.emit(
             CallRecord(
                 **timing(attempt, self.admitted, ended),
+                **figures(attempt),
                 request_id=self.request_id,
                 attempt=attempt.number,
                 is_final=final,
@@ -234,8 +243,13 @@ class Meter:
                 cached_tokens=usage.cached_tokens if usage is not None else None,
                 cache_write_tokens=usage.cache_write_tokens if usage is not None else None,
                 reasoning_tokens=usage.reasoning_tokens if usage is not None else None,
+                input_audio_tokens=usage.input_audio_tokens if usage is not None else None,
+                output_audio_tokens=usage.output_audio_tokens if usage is not None else None,
+                input_image_tokens=usage.input_image_tokens if usage is not None else None,
+                output_image_tokens=usage.output_image_tokens if usage is not None else None,
                 usage_source=source,
                 cost_nano_usd=quote.cost_nano_usd if quote is not None else None,
+                list_cost_nano_usd=quote.list_cost_nano_usd if quote is not None else None,
                 cost_source=quote.cost_source if quote is not None else "none",
                 price_version=quote.price_version if quote is not None else None,
                 message_count=asked.message_count,
@@ -281,7 +295,7 @@ def _metadata(tap: Tap | None, model: str) -> str | None:
     if tap.fingerprint and tap.model and tap.model != model:
         details["response_model"] = tap.model
     for name, value in (tap.usage or {}).items():
-        if name.endswith("_time") or name in ("is_byok", "cost_details"):
+        if name.endswith("_time") or name in _ASIDE:
             details[name] = value
     if not details:
         return None

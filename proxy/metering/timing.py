@@ -5,34 +5,54 @@ from __future__ import annotations
 from typing import Any
 
 from proxy.metering.attempt import Attempt
-from proxy.metering.tap import StreamTap
+from proxy.metering.tap import STALL, StreamTap
 from proxy.types import Usage
+
+_STALLED = 10
+"""Times its median gap that a stream has to pause to have stalled: a slow one is not one that
+stalls."""
 
 
 def timing(attempt: Attempt, admitted: float, ended: float) -> dict[str, Any]:
     """All but the whole request's duration and the speed. ``admitted`` is when the request had
     arrived whole, ``ended`` when its client was told; an attempt that was never made has none."""
-    tap = attempt.tap
-    stream = tap if isinstance(tap, StreamTap) else None
-    gaps = sorted(stream.gaps) if stream is not None and stream.gaps else None
-    times: dict[str, Any] = {
-        "ttfb_ms": _since(attempt.sent, tap.first_byte if tap is not None else None),
-        "time_to_first_token_ms": _since(
-            attempt.sent, tap.first_token if tap is not None else None
-        ),
-        "inter_token_avg_ms": ms(sum(gaps) / len(gaps)) if gaps else None,
-        "inter_token_p50_ms": ms(percentile(gaps, 0.5)) if gaps else None,
-        "inter_token_p95_ms": ms(percentile(gaps, 0.95)) if gaps else None,
-        "max_stall_ms": ms(tap.max_gap) if tap is not None and tap.max_gap else None,
-    }
+    times: dict[str, Any] = {}
+    if attempt.tap is not None:
+        times["ttfb_ms"] = _since(attempt.sent, attempt.tap.first_byte)
+    if isinstance(attempt.tap, StreamTap):
+        times |= _stream(attempt.tap, attempt.sent)
     if attempt.called:
         last = attempt.ended if attempt.ended is not None else ended
-        before = attempt.sent - (admitted if attempt.number == 1 else attempt.began)
         waited = attempt.leased - attempt.began  # in line for a key, which is not our own time
+        before = attempt.sent - (admitted if attempt.number == 1 else attempt.began) - waited
+        after = ended - last
         times["response_time_ms"] = ms(last - attempt.began)
         times["queue_time_ms"] = ms(waited)
         times["processing_time_ms"] = ms(last - attempt.sent)
-        times["overhead_ms"] = ms(before - waited + ended - last)
+        times["overhead_ms"] = ms(before + after)
+        times["overhead_before_ms"] = ms(before)
+        times["overhead_after_ms"] = ms(after)
+    return times
+
+
+def _stream(tap: StreamTap, sent: float) -> dict[str, Any]:
+    """When output came, and how evenly."""
+    times: dict[str, Any] = {
+        "time_to_first_token_ms": _since(sent, tap.first_token),
+        "first_reasoning_ms": _since(sent, tap.first_reasoning),
+        "first_content_ms": _since(sent, tap.first_content),
+        "first_tool_ms": _since(sent, tap.first_tool),
+        "last_token_ms": _since(sent, tap.last_token),
+    }
+    if tap.gaps:
+        gaps = sorted(tap.gaps)
+        median = percentile(gaps, 0.5)
+        times["inter_token_avg_ms"] = ms(sum(gaps) / len(gaps))
+        times["inter_token_p50_ms"] = ms(median)
+        times["inter_token_p95_ms"] = ms(percentile(gaps, 0.95))
+        times["max_stall_ms"] = ms(tap.max_gap) if tap.max_gap else None
+        stall = max(STALL, _STALLED * median)
+        times["stall_count"] = sum(gap > stall for gap in tap.long_gaps)
     return times
 
 

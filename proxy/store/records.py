@@ -7,13 +7,23 @@ from typing import Any
 
 import msgspec
 from sqlalchemy import select
-from sqlalchemy.dialects import sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from proxy.clock import now_ms
 from proxy.content import ContentRecord
 from proxy.sample import HostSample
-from proxy.store import breakers, catalog, contents, costs, events, faults, limits, rests, samples
+from proxy.store import (
+    breakers,
+    catalog,
+    codes,
+    contents,
+    costs,
+    events,
+    faults,
+    limits,
+    rests,
+    samples,
+)
 from proxy.store.events import EventRecord
 from proxy.store.health import Health
 from proxy.store.tables import api_calls
@@ -138,7 +148,7 @@ async def insert_calls(
         return calls
     if connection.dialect.name == "sqlite":
         # Past SQLAlchemy's handling of single values, which would cost more than the insert.
-        done = await connection.exec_driver_sql(_SQLITE_INSERT, [row(call) for call in calls])
+        done = await connection.exec_driver_sql(*_sqlite_insert(calls))
         if done.rowcount == len(calls):
             return calls
         # The transaction holds the lock for writing, so the newest rows are those of this batch.
@@ -162,9 +172,14 @@ async def insert_calls(
     return fresh
 
 
-def _sqlite_insert() -> str:
-    statement = sqlite.insert(api_calls).on_conflict_do_nothing()
-    return str(statement.compile(dialect=sqlite.dialect(), column_keys=list(COLUMNS)))
-
-
-_SQLITE_INSERT = _sqlite_insert()
+def _sqlite_insert(calls: Sequence[CallRecord]) -> tuple[str, list[tuple[Any, ...]]]:
+    """The statement and its values, without the columns that no call fills: the driver is quick
+    with numbers and texts, and has to think about each None."""
+    nothing = (None,) * len(calls)
+    columns = zip(codes.COLUMNS, zip(*map(codes.packed, calls), strict=True), strict=True)
+    filled = {name: values for name, values in columns if values != nothing}
+    statement = (
+        f"INSERT INTO api_calls ({', '.join(filled)})"
+        f" VALUES ({', '.join('?' * len(filled))}) ON CONFLICT DO NOTHING"
+    )
+    return statement, list(zip(*filled.values(), strict=True))

@@ -19,7 +19,10 @@ PAGE = 1000
 _LARGE = {call_contents: 50}
 """Tables whose rows are so large that a page has fewer of them."""
 
-_INSTANTS = ("timestamp", "window_start", "last_updated", "updated_at", "last_seen", "date")
+_INSTANTS = (
+    *("timestamp", "window_start", "last_updated", "updated_at", "last_seen", "date"),
+    "created_at",
+)
 
 
 class Span(NamedTuple):

@@ -41,6 +41,8 @@ USAGE_SOURCES = ("provider", "drained", "estimated", "none")
 COST_SOURCES = ("provider", "config", "catalog", "none")
 SEVERITIES = ("info", "warning", "error", "critical")
 LIMIT_SOURCES = ("header", "body", "local", "config")
+CLIENT_LISTS = ("models", "providers", "tags")
+"""JSON lists of texts."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
@@ -182,7 +184,6 @@ api_calls = Table(
     UniqueConstraint("request_id", "attempt"),
 )
 Index(None, api_calls.c.timestamp)
-Index(None, api_calls.c.provider, api_calls.c.model, api_calls.c.timestamp)
 
 
 def _partial(name: str, where: ColumnElement[bool], *columns: Column[Any]) -> None:
@@ -190,10 +191,9 @@ def _partial(name: str, where: ColumnElement[bool], *columns: Column[Any]) -> No
     Index(name, *columns, sqlite_where=where, postgresql_where=where)
 
 
-_AGENT, _SESSION = api_calls.c.agent_name, api_calls.c.session_id
+_AGENT = api_calls.c.agent_name
 _partial("ix_api_calls_unsuccessful", api_calls.c.status != "success", api_calls.c.timestamp)
 _partial("ix_api_calls_agent", _AGENT.is_not(None), _AGENT, api_calls.c.timestamp)
-_partial("ix_api_calls_session", _SESSION.is_not(None), _SESSION)
 
 rate_limits = Table(
     "rate_limits",
@@ -377,3 +377,24 @@ call_contents = Table(
     UniqueConstraint("request_id", "attempt"),
 )
 Index(None, call_contents.c.timestamp)
+
+client_keys = Table(
+    "client_keys",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("created_at", Instant, nullable=False),
+    *_texts("owner"),
+    *[Column(name, Text, nullable=False, server_default="[]") for name in CLIENT_LISTS],
+    *_instants("expires_at", "revoked_at"),
+    Column("updated_at", Instant, nullable=False),
+)
+
+client_secrets = Table(
+    "client_secrets",
+    metadata,
+    Column("digest", Text, primary_key=True),
+    Column("client_id", Text, ForeignKey(client_keys.c.id), nullable=False),
+    Column("created_at", Instant, nullable=False),
+    *_instants("expires_at"),
+)

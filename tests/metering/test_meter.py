@@ -15,7 +15,7 @@ from proxy.metering.echo import UNTOLD
 from proxy.metering.meter import MAX_METADATA, Books, Meter
 from proxy.metering.pricing import Quote
 from proxy.metering.tap import BodyTap, StreamTap
-from proxy.providers.base import count
+from proxy.providers.usage import count
 from proxy.types import CallRecord, Fault, Target, Usage
 from tests.upstream import event, usage_event
 
@@ -68,7 +68,9 @@ class Bench:
         )
         self.meter.asked = ASKED
 
-    def quote(self, provider: str, model: str, usage: Usage | None) -> Quote | None:
+    def quote(
+        self, provider: str, model: str, usage: Usage | None, key: str | None
+    ) -> Quote | None:
         self.quoted.append((provider, model, usage))
         return self.quote_
 
@@ -403,7 +405,7 @@ def test_a_price_that_is_not_known_yet_is_left_to_the_writer(bench: Bench) -> No
         (Usage(output_tokens=2), 0.5, False, 2),
         (Usage(output_tokens=1), 1.0, False, None),
         (Usage(output_tokens=11), 0.0, False, None),
-        (Usage(output_tokens=None), 1.0, False, None),
+        (Usage(input_tokens=1, output_tokens=None), 1.0, False, None),
         (Usage(output_tokens=21, hidden_tokens=10), 2.0, False, 5),
         (Usage(output_tokens=21, reasoning_tokens=10), 2.0, False, 5),
         (Usage(output_tokens=21, reasoning_tokens=10), 2.0, True, 10),
@@ -574,7 +576,7 @@ def test_a_content_goes_beside_its_final_record_where_it_is_kept(
     bench: Bench, clock: Clock, private: bool
 ) -> None:
     told: list[Content] = []
-    books = Books(bench.records.append, bench.quote, str, "full", told.append, 100)
+    books = Books(bench.records.append, bench.quote, str, "full", content=told.append, most=100)
     bench.meter = meter = Meter(books, "ID", "/v1", None, Attribution(private=private), clock.now)
     meter.request = b"what was asked"
     bench.fail(ErrorReason.SERVER_ERROR, "on what was asked")
@@ -598,7 +600,7 @@ def test_a_content_goes_beside_its_final_record_where_it_is_kept(
 
 def test_a_request_that_never_arrived_has_no_content(bench: Bench, clock: Clock) -> None:
     told: list[Content] = []
-    books = Books(bench.records.append, bench.quote, str, "full", told.append, 100)
+    books = Books(bench.records.append, bench.quote, str, "full", content=told.append, most=100)
     meter = Meter(books, "ID", "/v1", None, Attribution(), clock.now)
     meter.refuse(GatewayError(413, "too long", ErrorReason.TOO_LARGE))
     assert (len(bench.records), told) == (1, [])

@@ -133,6 +133,11 @@ async def test_every_member_of_host_and_process_is_read() -> None:
     assert sampler.latest is sampler.recent[-1]
 
 
+async def test_the_memory_in_use_is_that_of_all_gpus(nvml: FakeNvml) -> None:
+    sampler, _ = await sampled(bool)
+    assert sampler.gpu_memory_used_mb() == 1024.0
+
+
 async def test_all_gpus_are_read_each_member_by_itself(nvml: FakeNvml) -> None:
     _, emitted = await sampled(bool)
     assert emitted[0].gpu_count == 2
@@ -294,4 +299,5 @@ async def test_thread_is_gone_after_cancelling() -> None:
 async def test_minute_of_samples_is_kept() -> None:
     sampler = HostSampler(lambda sample: None, lambda: (0, 0))
     assert sampler.latest is None
+    assert sampler.gpu_memory_used_mb() is None
     assert sampler.recent.maxlen == 60

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from proxy.clients import Client, Secret
 from proxy.content import ContentRecord, pack
 from proxy.sample import GpuSample, HostSample
+from proxy.store.clients import ClientTable
+from proxy.store.engine import Store
 from proxy.store.events import EventRecord
 from proxy.types import BreakerRecord, CooldownRecord, FaultRecord, ModelInfo
 from tests.store.rows import call, failed
@@ -29,3 +32,9 @@ def everything(at: int, model: str = "llama") -> list[object]:
         EventRecord(f"e-{model}", at, "cache_hit", 1.0),
         content(f"c-{model}", at),
     ]
+
+
+async def let_in(store: Store, at: int = NOON) -> None:
+    """A client with a key, which no batch brings."""
+    client = Client(id=f"ck-{at}", name="ann", created_at=at)
+    await ClientTable(store).create(client, Secret(f"d-{at}", client.id, at))

@@ -23,7 +23,7 @@ from proxy.types import (
     SwitchRecord,
 )
 from tests.store.rows import call, failed, read
-from tests.store.stories import content
+from tests.store.stories import content, let_in
 
 NOON = 1_735_732_800_123
 HEADERS = (
@@ -62,6 +62,7 @@ STORY = [
 async def test_the_story(store: Store) -> None:
     await store.write(STORY)
     await store.write(STORY[:4])
+    await let_in(store)
     async with store.reader() as connection:
         page, _ = await calls.page(connection, window(), 2, None)
         whole = await groups.whole(connection, window())
