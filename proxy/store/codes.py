@@ -78,6 +78,12 @@ def packed(call: CallRecord) -> tuple[Any, ...]:
     return tuple(values)
 
 
+def kept(column: str, word: str) -> int | str:
+    """How a word of one of ``WORDS`` is kept."""
+    words = WORDS[column]
+    return words.index(word) if word in words else word
+
+
 def _thousandths(value: float) -> float:
     if -_MOST < value < _MOST:
         whole = round(value * 1000)

@@ -9,7 +9,7 @@ import msgspec
 from sqlalchemy import ColumnElement, bindparam, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from proxy.store import costs
+from proxy.store import codes, costs
 from proxy.store.engine import Reader
 from proxy.store.spans import Span
 from proxy.store.tables import api_calls
@@ -86,9 +86,23 @@ async def apply(engine: AsyncEngine, changes: Sequence[Change]) -> list[Change]:
         now = {row.id: row for row in map(_row, await connection.execute(query))}
         done = [(before, after) for before, after in changes if now.get(before.id) == before]
         if done:
-            await connection.execute(_UPDATE, [_values(after) for _, after in done])
+            await _write(connection, [after for _, after in done])
             await _carry(connection, done)
     return done
+
+
+async def _write(connection: AsyncConnection, rows: Sequence[Row]) -> None:
+    if connection.dialect.name != "sqlite":
+        await connection.execute(_UPDATE, [_values(row) for row in rows])
+        return
+    kept = [
+        (
+            *(row.cost_nano_usd, row.list_cost_nano_usd),
+            *(codes.kept("cost_source", row.cost_source), row.price_version, row.id),
+        )
+        for row in rows
+    ]
+    await connection.exec_driver_sql(_SQLITE_UPDATE, kept)
 
 
 async def _carry(connection: AsyncConnection, changes: Iterable[Change]) -> None:
@@ -106,6 +120,12 @@ _UPDATE = (
     update(api_calls)
     .where(api_calls.c.id == bindparam("row_id"))
     .values({name: bindparam(f"new_{name}") for name in (*_MONEY, "cost_source", "price_version")})
+)
+
+
+_SQLITE_UPDATE = (
+    "UPDATE api_calls SET cost_estimate_usd_kept = ?, list_cost_usd_kept = ?,"
+    " cost_source_kept = ?, price_version = ? WHERE id = ?"
 )
 
 

@@ -22,7 +22,7 @@ from proxy.types import CallRecord
 from tests.store.databases import REACHABLE, SERVER, database
 from tests.store.reading import AVAILABLE, read
 from tests.store.rows import call
-from tests.store.stories import NOON, everything
+from tests.store.stories import NOON, everything, let_in
 
 HARD = [
     call(timestamp=NOON, model='say "hi",\r\nü \N{SNOWMAN} \x01', session_id="", trace_id=None),
@@ -47,6 +47,7 @@ async def stores(
         for store in made:
             await store.open()
         await made[0].write([*everything(NOON), *HARD])
+        await let_in(made[0])
         yield made
         for store in made:
             await store.close()
