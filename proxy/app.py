@@ -38,7 +38,6 @@ from proxy.keys import ClientKeys
 from proxy.learnt import restore
 from proxy.log import RequestLog
 from proxy.metering import tokenizer
-from proxy.metering.meter import Books
 from proxy.metering.pricing import Prices
 from proxy.observe.host import HostSampler
 from proxy.providers.lists import ModelLists
@@ -180,13 +179,14 @@ class _Gateway:
             RequestLog(settings.server.log_level, settings.server.log_format),
             self._redact,
             keeps,
+            settings.telemetry.content_limit,
         )
         self._sampler = HostSampler(
             self._recording.keep,
             lambda: (self._relay.in_flight, self._recording.writer.depth),
         )
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
-        stack.push_async_callback(self._recording.writer.drain, DRAIN_SECONDS)
+        stack.push_async_callback(self._recording.drain, DRAIN_SECONDS)
         self._lists = ModelLists(
             (),
             self._transport,
@@ -292,12 +292,8 @@ class _Gateway:
             routes=self._builder.routes(settings, configured),
             line=self._line,
             transport=self._transport,
-            books=Books(
-                self._recording.call,
-                self._prices.quote,
-                self._redact,
-                settings.telemetry.privacy_level,
-                self._sampler.gpu_memory_used_mb,
+            books=self._recording.books(
+                settings.telemetry.privacy_level, self._sampler.gpu_memory_used_mb
             ),
             limits=Limits(
                 settings.server.max_body,
@@ -347,7 +343,9 @@ class _Gateway:
         app.include_router(health_router(lambda: app.state.ready))
         kept = self._recording
         app.include_router(
-            track_router(kept.call, kept.keep, self._redact, self._settings.telemetry.keeps)
+            track_router(
+                kept.call, kept.keep, self._redact, self._settings.telemetry.keeps, kept.content
+            )
         )
         app.include_router(
             stats_router(self._store, self._recorder, self._key_states, self._recording.recent)

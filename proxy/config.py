@@ -19,7 +19,7 @@ from pydantic_settings import EnvSettingsSource, SettingsError
 from proxy.discovery import discover
 from proxy.document import Document, Location, line, read
 from proxy.errors import ConfigError
-from proxy.fields import is_loopback
+from proxy.loopback import is_loopback
 from proxy.mistakes import nearest, tell
 from proxy.places import state_folder
 from proxy.schema import KNOWN, NEEDS_KEYS, Alias, Settings

@@ -89,6 +89,9 @@ class _Readable(logging.Formatter):
         return "\n".join(lines)
 
     def _trace(self, record: logging.LogRecord) -> str:
+        stack: str | None = getattr(record, "stack", None)  # told already, less what is private
+        if stack is not None:
+            return stack
         if not record.exc_info or record.exc_info[0] is None:
             return ""
         return self._redact(self.formatException(record.exc_info))

@@ -35,7 +35,7 @@ async def retain(store: Store, telemetry: TelemetrySettings) -> None:
     archive = None if telemetry.archive is None else Archive(telemetry.archive)
     while True:
         with suppress(StoreError):
-            await retention.run(store, telemetry.retention_days, archive)
+            await retention.run(store, telemetry.retention_days, archive, telemetry.content_days)
         await asyncio.sleep(RETENTION_SECONDS)
 
 

@@ -10,12 +10,17 @@ import msgspec
 
 from proxy.clock import now_ms
 from proxy.learnt import records, told
+from proxy.metering.meter import Books
 from proxy.metering.pricing import Prices
 from proxy.metering.writer import BatchWriter
-from proxy.redact import shorten
+from proxy.redact import Redactor, shorten
 from proxy.routing.events import Event
+from proxy.sealing import Sealing
 from proxy.store.recent import Recent
 from proxy.types import CallRecord, FaultRecord, ModelInfo, Usage
+
+_CAUSES = 5
+"""Of a fault and what led to it, so many are told."""
 
 _log = logging.getLogger("tollkeeper")
 
@@ -23,8 +28,9 @@ _log = logging.getLogger("tollkeeper")
 class Recording:
     """Takes what the parts report. ``keeps`` False: it is logged, and nothing is queued.
 
-    ``write`` is the store's; ``prices`` may not know a model when its first call ends, so every
-    batch is settled before it is written.
+    ``content`` takes what a call said, where so many bytes of it are to be kept (``most``), and is
+    None where they are not. ``write`` is the store's; ``prices`` may not know a model when its
+    first call ends, so every batch is settled before it is written.
     """
 
     def __init__(
@@ -32,13 +38,17 @@ class Recording:
         prices: Prices,
         write: Callable[[Sequence[object]], Awaitable[None]],
         log_request: Callable[[CallRecord], None],
-        redact: Callable[[str], str],
+        redact: Redactor,
         keeps: bool,
+        most: int | None = None,
     ) -> None:
+        self._most = most or 0
+        self._sealing = Sealing(redact.whole, self._most, write, self.keep)
+        self.content = None if most is None else self._sealing.take
         self.writer = BatchWriter(self._flush)
         self.recent = Recent()
         self._prices = prices
-        self._write = write
+        self._write = self._sealing.write
         self._log_request = log_request
         self._redact = redact
         self._keeps = keeps
@@ -47,6 +57,23 @@ class Recording:
         """Queue a row, unless nothing is to be kept."""
         if self._keeps:
             self.writer.put(item)
+
+    def books(self, privacy_level: str, gpu_memory_mb: Callable[[], float | None]) -> Books:
+        """What the meters of this process write in."""
+        return Books(
+            self.call,
+            self._prices.quote,
+            self._redact,
+            privacy_level,
+            gpu_memory_mb,
+            self.content,
+            self._most,
+        )
+
+    async def drain(self, seconds: float) -> None:
+        """Write what is left, for so long."""
+        await self._sealing.drain(seconds)
+        await self.writer.drain(seconds)
 
     def call(self, record: CallRecord) -> None:
         """An attempt has ended."""
@@ -61,16 +88,24 @@ class Recording:
         for record in records(event):
             self.keep(record)
 
-    def broken(self, exc: BaseException, request_id: str | None, endpoint: str | None) -> None:
-        """A fault of our own: told in the log, and kept with its stack."""
-        more = {"request_id": request_id}
-        _log.error("%s: %s", type(exc).__name__, exc, exc_info=exc, extra=more)
+    def broken(
+        self,
+        exc: BaseException,
+        request_id: str | None,
+        endpoint: str | None,
+        hide: Callable[[str], str] = str,
+    ) -> None:
+        """A fault of our own: told in the log, and kept with its stack. ``hide`` takes out of a
+        message what it quotes of the call."""
+        message, stack = hide(self._redact(str(exc))), self._redact(_stack(exc, hide))
+        more = {"request_id": request_id, "stack": stack}
+        _log.error("%s: %s", type(exc).__name__, message, extra=more)
         self.keep(
             FaultRecord(
                 timestamp=now_ms(),
                 error_type=type(exc).__name__,
-                error_message=shorten(self._redact(str(exc))),
-                stack_trace=self._redact("".join(traceback.format_exception(exc))),
+                error_message=shorten(message),
+                stack_trace=stack,
                 request_id=request_id,
                 endpoint=endpoint,
             )
@@ -124,6 +159,16 @@ class Recording:
             price_version=rates.version,
             is_free=rates.input == 0 and rates.output == 0,
         )
+
+
+def _stack(exc: BaseException | None, hide: Callable[[str], str]) -> str:
+    """Where it happened and of what, the cause first."""
+    parts: list[str] = []
+    while exc is not None and len(parts) < _CAUSES:
+        frames = "".join(traceback.format_tb(exc.__traceback__))
+        parts.append(f"{frames}{type(exc).__name__}: {hide(str(exc))}\n")
+        exc = exc.__cause__ or (None if exc.__suppress_context__ else exc.__context__)
+    return "\n".join(reversed(parts))
 
 
 def _unsettled(record: CallRecord) -> bool:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, PrivateAttr, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from proxy.content import MAX_BYTES
 from proxy.fields import (
     AccountId,
     Bytes,
@@ -286,6 +287,10 @@ class TelemetrySettings(Part):
     retention_days: Whole = Field(30, ge=0)
     archive: Path | None = None
     """The folder where calls are written to before they are deleted."""
+    content_days: Whole = Field(7, ge=1)
+    """How long prompts and answers are kept where they are, and never longer than the calls."""
+    content_max_bytes: Bytes = MAX_BYTES
+    """How much of a prompt, and of an answer, before they are compressed."""
 
     @field_validator("archive", mode="before")
     @classmethod
@@ -297,18 +302,16 @@ class TelemetrySettings(Part):
         """Whether anything is written to the database at all."""
         return self.enabled and self.privacy_level != "none"
 
+    @property
+    def content_limit(self) -> int | None:
+        """Bytes that are kept of a prompt and of an answer; None: neither is kept."""
+        return self.content_max_bytes if self.enabled and self.privacy_level == "full" else None
+
     @field_validator("database_url")
     @classmethod
     def _async_driver(cls, value: str) -> str:
         if not value.startswith(_DATABASES):
             raise ValueError(f"must start with {' or '.join(_DATABASES)}")
-        return value
-
-    @field_validator("privacy_level")
-    @classmethod
-    def _not_yet(cls, value: str) -> str:
-        if value == "full":
-            raise ValueError("full comes with a later version; accepted: metadata, none")
         return value
 
 

@@ -295,7 +295,7 @@ async def test_old_rows_go_again_and_again_and_a_locked_database_is_for_later(
     days: list[int] = []
     enough = asyncio.Event()
 
-    async def run(store: object, keep: int, archive: Archive | None) -> int:
+    async def run(store: object, keep: int, archive: Archive | None, content: int) -> int:
         days.append(keep)
         assert archive is not None
         assert archive.folder == Path("kept")

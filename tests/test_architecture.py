@@ -21,13 +21,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 HOUSE = (
-    "types clients sample errors reasons clock duration when log redact election places"
-    " config schema fields document mistakes discovery",
+    "types clients sample errors reasons clock duration when log redact content loopback"
+    " election places config schema fields document mistakes discovery",
     "routing providers metering store observe sharing",
     "relay telemetry keys",
     "api",
-    "app loops routes recording learnt upstreams steering explain progress export prune clientele"
-    " tariffs reprice"
+    "app loops routes recording learnt sealing upstreams steering explain progress export prune"
+    " clientele tariffs reprice"
     " banner wire serve cli __main__",
 )
 """The floors, the lowest first: nouns, the parts, the hot path, the door, and who builds it all."""

@@ -7,7 +7,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from proxy import fields
-from proxy.fields import Part, is_loopback, passwords, target
+from proxy.fields import Part, passwords, target
 
 
 def checked(kind: Any, value: Any) -> Any:
@@ -233,23 +233,3 @@ def test_a_part_without_content_has_its_defaults_and_knows_its_members() -> None
         Shed.model_validate({"sise": 4})
     with pytest.raises(ValidationError):
         Shed().size = 4  # type: ignore[misc]
-
-
-@pytest.mark.parametrize(
-    ("host", "loopback"),
-    [
-        ("localhost", True),
-        ("LOCALHOST.", True),
-        ("127.0.0.1", True),
-        ("127.8.9.1", True),
-        ("::1", True),
-        ("[::1]", True),
-        ("0.0.0.0", False),
-        ("::", False),
-        ("192.168.1.2", False),
-        ("localhost.example.org", False),
-        ("", False),
-    ],
-)
-def test_loopback_is_what_only_this_machine_reaches(host: str, loopback: bool) -> None:
-    assert is_loopback(host) is loopback

@@ -205,3 +205,12 @@ def test_second_setup_replaces_the_first(capsys: pytest.CaptureFixture[str]) -> 
     logging.getLogger("tollkeeper").warning("unheard")
     logging.getLogger("tollkeeper").error("heard")
     assert said(capsys).count("\n") == 1
+
+
+@pytest.mark.usefixtures("restored")
+def test_a_stack_that_was_told_already_is_told_as_it_was(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    setup("info", "json", Redactor([]))
+    logging.getLogger("tollkeeper").error("broken", extra={"stack": "File a\x1b\nKeyError"})
+    assert json.loads(said(capsys))["exc"] == "File a\\x1b\nKeyError"

@@ -51,11 +51,12 @@ async def test_old_rows_go_again_and_again_though_a_database_may_be_locked(
 
     monkeypatch.setattr(loops.retention, "run", run)
     monkeypatch.setattr(loops, "RETENTION_SECONDS", 0.01)
-    telemetry = TelemetrySettings(retention_days=7, archive=tmp_path)
+    telemetry = TelemetrySettings(retention_days=7, archive=tmp_path, content_days=2)
     await for_a_moment(loops.retain("the store", telemetry))  # type: ignore[arg-type]
     assert len(calls) > 1
     assert calls[0][:2] == ("the store", 7)
     assert calls[0][2] is not None
+    assert calls[0][3] == 2
 
 
 async def test_a_count_is_handed_on_when_it_has_changed(monkeypatch: pytest.MonkeyPatch) -> None:

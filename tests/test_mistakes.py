@@ -184,8 +184,8 @@ def key(**members: Any) -> dict[str, Any]:
             "prices: must be named PROVIDER/MODEL (not so: x)",
         ),
         (
-            {"telemetry": {"privacy_level": "full"}},
-            "telemetry.privacy_level: full comes with a later version; accepted: metadata, none",
+            {"telemetry": {"privacy_level": "full", "content_days": 0}},
+            "telemetry.content_days: must be at least 1 (got 0)",
         ),
         (
             {"telemetry": {"privacy_level": "some"}},

@@ -8,9 +8,11 @@ import msgspec
 import pytest
 
 from proxy.clock import monotonic, now_ms
+from proxy.content import Content, ContentRecord, unpack
 from proxy.errors import ErrorReason
 from proxy.metering.pricing import Quote, Rates
 from proxy.recording import Recording
+from proxy.redact import Redactor
 from proxy.routing.breaker import Transition
 from proxy.routing.events import Event, Lifted, Parked, Switched
 from proxy.routing.health import Turned
@@ -61,7 +63,7 @@ class Shop:
 class Office:
     """A recording, and everything that it gave away."""
 
-    def __init__(self, keeps: bool = True, **known: Rates) -> None:
+    def __init__(self, keeps: bool = True, most: int | None = None, **known: Rates) -> None:
         self.shop = Shop(**known)
         self.logged: list[CallRecord] = []
         self.written: list[object] = []
@@ -69,8 +71,9 @@ class Office:
             self.shop,  # type: ignore[arg-type]
             self.write,
             self.logged.append,
-            lambda text: text.replace("sk-1", "***"),
+            Redactor(["sk-1"]),
             keeps,
+            most,
         )
 
     async def write(self, items: Sequence[object]) -> None:
@@ -181,13 +184,13 @@ async def test_a_fault_of_ours_is_kept_with_its_stack_and_without_secrets(
     assert isinstance(row, FaultRecord)
     assert (row.error_type, row.request_id, row.endpoint) == ("ValueError", "ID", "/stats")
     assert row.severity == "critical"
-    assert row.error_message.startswith("the key *** x")
+    assert row.error_message.startswith("the key [redacted] x")
     assert len(row.error_message) == 500
     assert "in fail" in (row.stack_trace or "")
     assert "sk-1" not in (row.stack_trace or "")
     (record,) = caplog.records
     assert (record.levelno, record.request_id) == (logging.ERROR, "ID")  # type: ignore[attr-defined]
-    assert record.exc_info is not None
+    assert "in fail" in record.stack  # type: ignore[attr-defined]
 
 
 # Prices that came late.
@@ -251,3 +254,38 @@ async def test_listed_models_get_their_prices() -> None:
     assert (llama.cached_price_per_mtok, llama.price_version, llama.is_free) == (0.0, "v7", False)
     assert (free.is_free, free.price_source, free.cached_price_per_mtok) == (True, "config", None)
     assert odd == listed[2]
+
+
+async def test_what_a_fault_quotes_of_a_call_is_neither_logged_nor_kept(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    office = Office()
+
+    def fail() -> None:
+        try:
+            raise KeyError("the prompt")
+        except KeyError as inner:
+            raise ValueError("quoted: the prompt") from inner
+
+    try:
+        fail()
+    except ValueError as exc:
+        office.recording.broken(exc, "ID", "/v1", lambda text: text.replace("the prompt", "-"))
+    (row,) = await office.rows()
+    assert isinstance(row, FaultRecord)
+    assert row.error_message == "quoted: -"
+    told = [line for line in (row.stack_trace or "").splitlines() if not line.startswith(" ")]
+    assert told == ["KeyError: '-'", "", "ValueError: quoted: -"]
+    [record] = caplog.records
+    assert "the prompt" not in record.getMessage()
+
+
+async def test_contents_are_kept_only_where_so_many_bytes_are_named() -> None:
+    assert Office().recording.content is None
+    office = Office(most=5)
+    assert office.recording.content is not None
+    office.recording.content(Content("r", 1, 7, b"sk-1 and more", 13, None, None))
+    await office.recording.drain(1)
+    [record] = office.written
+    assert isinstance(record, ContentRecord)
+    assert unpack(record.request or b"") == "[reda"

@@ -79,6 +79,20 @@ def test_nothing_is_kept_where_telemetry_is_off(members: dict[str, Any], keeps: 
     assert Settings(telemetry=members).telemetry.keeps is keeps
 
 
+@pytest.mark.parametrize(
+    ("members", "limit"),
+    [
+        ({}, None),
+        ({"privacy_level": "full"}, 262_144),
+        ({"privacy_level": "full", "content_max_bytes": "1KiB"}, 1024),
+        ({"privacy_level": "full", "enabled": False}, None),
+        ({"privacy_level": "none"}, None),
+    ],
+)
+def test_contents_are_kept_where_that_was_said(members: dict[str, Any], limit: int | None) -> None:
+    assert Settings(telemetry=members).telemetry.content_limit == limit
+
+
 def test_secrets_are_in_no_repr_and_listed_for_redaction() -> None:
     settings = Settings(
         auth={"master_key": f"{SECRET}-m"},

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from proxy.clients import Client, Keyring, Refusal
 from proxy.clock import monotonic, new_id, now_ms
 from proxy.errors import ErrorReason, GatewayError
-from proxy.fields import is_loopback
+from proxy.loopback import is_loopback
 from proxy.types import Caller
 
 Scope = MutableMapping[str, Any]

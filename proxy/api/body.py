@@ -15,14 +15,14 @@ MAX_BODY = 64 * 1024
 _Told = TypeVar("_Told", bound=BaseModel)
 
 
-async def told(request: Request, kind: type[_Told]) -> _Told:
-    """The body as what it should be. GatewayError 413 where it is longer than ``MAX_BODY``, and 422
+async def told(request: Request, kind: type[_Told], most: int = MAX_BODY) -> _Told:
+    """The body as what it should be. GatewayError 413 where it is longer than ``most``, and 422
     with the first member that does not hold."""
     body = bytearray()
     async for part in request.stream():
         body += part
-        if len(body) > MAX_BODY:
-            message = f"The body is longer than {MAX_BODY} bytes."
+        if len(body) > most:
+            message = f"The body is longer than {most} bytes."
             raise GatewayError(413, message, ErrorReason.TOO_LARGE)
     try:
         return kind.model_validate_json(bytes(body))

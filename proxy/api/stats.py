@@ -21,7 +21,18 @@ from proxy.api.keys import shown
 from proxy.api.listing import Listing
 from proxy.clock import now_ms, rfc3339
 from proxy.errors import ErrorReason, GatewayError
-from proxy.store import calls, compare, fingerprints, groups, pages, series, sizes, state, waste
+from proxy.store import (
+    calls,
+    compare,
+    contents,
+    fingerprints,
+    groups,
+    pages,
+    series,
+    sizes,
+    state,
+    waste,
+)
 from proxy.store.address import StoreError
 from proxy.store.engine import Reader, Store
 from proxy.store.filters import Filters
@@ -164,6 +175,7 @@ def stats_router(
         "/summary": stats.summary,
         "/calls": stats.calls,
         "/calls/{request_id}": stats.call,
+        "/calls/{request_id}/content": stats.content,
         "/recent": stats.recent,
         "/compare": stats.compare,
         "/waste": stats.waste,
@@ -210,13 +222,15 @@ class _Stats:
         async with self._reader() as connection:
             attempts = await calls.request(connection, request_id)
         if not attempts:
-            raise GatewayError(
-                404,
-                f"No call with the request id {request_id[:100]!r} is known",
-                ErrorReason.NOT_FOUND,
-                param="request_id",
-            )
+            raise _unknown(f"No call with the request id {request_id[:100]!r} is known")
         return Listing(attempts, None, _CALL, request_id=request_id)
+
+    async def content(self, request_id: str) -> Response:
+        async with self._reader() as connection:
+            found = await contents.request(connection, request_id)
+        if found is None:
+            raise _unknown(f"No content of a call with the id {request_id[:100]!r} is kept")
+        return _json(found)
 
     async def recent(self, asked: Asked) -> Response:
         return Listing(self._recent.newest(asked.filters(), asked.limit), None, _CALL)
@@ -322,6 +336,10 @@ def _window(filters: Filters) -> Record:
 
 def _json(content: Record) -> Response:
     return Response(msgspec.json.encode(content), media_type="application/json")
+
+
+def _unknown(message: str) -> GatewayError:
+    return GatewayError(404, message, ErrorReason.NOT_FOUND, param="request_id")
 
 
 def _bad(name: str | None, what: str) -> GatewayError:

@@ -1,6 +1,7 @@
 """``POST /track/...``: what did not pass through the gateway, told by whoever did it.
 
-A member that is not listed here is refused, so that no prompt and no answer is kept by mistake.
+A member that is not listed here is refused, so that no prompt and no answer is kept by mistake;
+where they are to be kept they have members of their own.
 The answer is 201 and the id; the row is written within a second, by the batch writer.
 """
 
@@ -16,12 +17,17 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from proxy.api import body
 from proxy.api.body import bad
 from proxy.clock import new_id, now_ms
+from proxy.content import Content
 from proxy.errors import ErrorReason, GatewayError
 from proxy.redact import shorten
+from proxy.relay.attribution import attribution
 from proxy.store.events import EventRecord
 from proxy.telemetry.dates import moment
-from proxy.telemetry.record import InvocationRecord, call
+from proxy.telemetry.record import InvocationRecord, call, content
 from proxy.types import Caller, CallRecord, FaultRecord
+
+MAX_FULL_BODY = 2 * 1024 * 1024
+"""Bytes, where prompts and answers are kept."""
 
 MOST_ATTRIBUTES = 16
 
@@ -96,6 +102,10 @@ class Inference(Told):
     temperature: Number | None = None
     top_p: Number | None = None
     max_tokens: Count | None = None
+
+    # Kept at the level full, and read nowhere else.
+    prompt: Text | None = None
+    response: Text | None = None
 
     def row(self, client_id: str | None, redact: Callable[[str], str]) -> CallRecord:
         """The row; ValueError, with the member's name, where a value cannot be."""
@@ -175,9 +185,11 @@ def track_router(
     keep: Callable[[object], None],
     redact: Callable[[str], str],
     keeps: bool,
+    keep_content: Callable[[Content], None] | None = None,
 ) -> APIRouter:
     """``call`` takes what is a call, ``keep`` any other row. Where nothing is kept (``keeps``) the
-    answer is 503, since 201 would be a lie."""
+    answer is 503, since 201 would be a lie. ``keep_content`` takes prompts and answers; None: they
+    are not kept."""
     router = APIRouter(prefix="/track")
 
     async def told(request: Request, kind: type[_Told]) -> _Told:
@@ -189,12 +201,19 @@ def track_router(
                 code="telemetry_off",
                 should_retry=False,
             )
-        return await body.told(request, kind)
+        most = body.MAX_BODY if keep_content is None else MAX_FULL_BODY
+        return await body.told(request, kind, most)
 
     @router.post("/inference", status_code=201)
     async def inference(request: Request) -> dict[str, Any]:
         it = await told(request, Inference)
-        call(_made(it, request, redact))
+        row = _made(it, request, redact)
+        if keep_content is not None and not attribution(request.headers.raw).private:
+            row = msgspec.structs.replace(row, privacy_level="full")
+            said = content(row, it.prompt, it.response)
+            if said is not None:
+                keep_content(said)
+        call(row)
         return {"id": it.request_id}
 
     @router.post("/custom", status_code=201)

@@ -10,6 +10,7 @@ import msgspec
 from proxy.clock import now_ms
 from proxy.metering.departure import Departure
 from proxy.metering.tap import Tap
+from proxy.metering.transcript import Transcript
 from proxy.types import Fault, Memory, Target, Usage
 
 
@@ -34,13 +35,15 @@ class Asked(msgspec.Struct, frozen=True, gc=False):
 
 
 class Attribution(msgspec.Struct, frozen=True, gc=False):
-    """Who and what a call is counted for, from the request's headers."""
+    """Who and what a call is counted for, from the request's headers. ``private``: the client
+    wants no text of it kept."""
 
     client_request_id: str | None = None
     agent_name: str | None = None
     tool_name: str | None = None
     session_id: str | None = None
     trace_id: str | None = None
+    private: bool = False
 
 
 class Attempt:
@@ -65,6 +68,7 @@ class Attempt:
         self.upstream_request_id: str | None = None
         self.rate_headers: tuple[tuple[bytes, bytes], ...] = ()
         self.tap: Tap | None = None
+        self.transcript: Transcript | None = None  # for the words of the answer, if they are kept
         self.normalise: Callable[[Mapping[str, Any]], Usage] | None = None
         self.fault: Fault | None = None
         self.total_tokens: int | None = None  # known once its record is made

@@ -12,15 +12,18 @@ from collections.abc import Callable
 import msgspec
 
 from proxy.clock import monotonic, now_ms
+from proxy.content import Content
 from proxy.errors import ErrorReason, GatewayError
 from proxy.metering.attempt import Asked, Attempt, Attribution
 from proxy.metering.departure import Departure
+from proxy.metering.echo import without_echo
 from proxy.metering.figures import figures
 from proxy.metering.pricing import Quote
 from proxy.metering.spent import spent
 from proxy.metering.tap import StreamTap, Tap
 from proxy.metering.timing import ms, speed, timing
 from proxy.metering.tokenizer import Sample
+from proxy.metering.transcript import Transcript
 from proxy.redact import shorten
 from proxy.types import CallRecord, Fault, Target, Usage
 
@@ -37,7 +40,7 @@ class Books(msgspec.Struct, frozen=True):
 
     ``quote`` takes provider, model, usage and key. It gives None while a price is not known yet;
     the writer asks again. ``gpu_memory_mb`` is what is in use on this host's GPUs, None without
-    one.
+    one. ``content`` takes what calls at the level ``full`` said, ``most`` bytes of it.
     """
 
     emit: Callable[[CallRecord], None]
@@ -45,6 +48,8 @@ class Books(msgspec.Struct, frozen=True):
     redact: Callable[[str], str]
     privacy_level: str
     gpu_memory_mb: Callable[[], float | None] = lambda: None
+    content: Callable[[Content], None] | None = None
+    most: int = 0
 
 
 class Meter:
@@ -63,6 +68,7 @@ class Meter:
         self.started = started
         self.admitted = started  # when the request had arrived whole
         self.asked = Asked()
+        self.request: bytes | None = None  # its body, for as long as somebody needs it
         self.prompt: Sample | None = None  # its text, where that could be counted
         self.target: Target | None = None  # the only one that could serve it
         self.attempts = 0
@@ -70,6 +76,9 @@ class Meter:
         self._endpoint = endpoint
         self._client_id = client_id
         self._attribution = attribution
+        self._full = books.content is not None and not attribution.private
+        lowered = books.content is not None and attribution.private
+        self._level = "metadata" if lowered else books.privacy_level
         self._timestamp = now_ms()
         self.last: Attempt | None = None
         self._closed = False
@@ -80,6 +89,8 @@ class Meter:
             self._write(self.last, final=False, status=None, client_status=None, ended=asked_at)
         self.attempts += 1
         self.last = Attempt(self.attempts, target, asked_at, leased=monotonic())
+        if self._full:
+            self.last.transcript = Transcript(self._books.most)
         return self.last
 
     def leave(self) -> bool:
@@ -90,6 +101,15 @@ class Meter:
             return False
         last.left = Departure.of(last.tap)
         return last.left is not None
+
+    def forget(self) -> None:
+        """The request is answered, and its text, which may be long, no longer needed."""
+        if not self._full:
+            self.request = None
+
+    def hide(self, text: str) -> str:
+        """A text without what it quotes of the request, unless that is kept anyway."""
+        return text if self._full else without_echo(text, self.request)
 
     def close(
         self,
@@ -144,8 +164,26 @@ class Meter:
         )
 
     def _message(self, fault: Fault | None) -> str | None:
-        """What went wrong, without secrets and at the length that a row keeps."""
-        return shorten(self._books.redact(fault.message)) if fault is not None else None
+        """What went wrong: no secrets, nothing that the request said, as long as a row keeps."""
+        if fault is None:
+            return None
+        message = self._books.redact(fault.message)
+        # Once the request is forgotten it is our own words, or hidden by whoever passed it on.
+        return shorten(message if self.request is None else self.hide(message))
+
+    def _content(self, attempt: Attempt, request: bytes) -> Content:
+        """What was asked and answered."""
+        kept = attempt.transcript
+        answer, length = kept.written() if kept is not None else (None, None)
+        return Content(
+            request_id=self.request_id,
+            attempt=attempt.number,
+            timestamp=attempt.timestamp,
+            request=request,
+            request_length=len(request),
+            answer=answer,
+            answer_length=length,
+        )
 
     def _write(
         self,
@@ -228,11 +266,13 @@ class Meter:
                 n=asked.n,
                 seed=asked.seed,
                 reasoning_effort=asked.reasoning_effort,
-                privacy_level=self._books.privacy_level,
+                privacy_level=self._level,
                 metadata=_metadata(tap, attempt.target.model),
                 rate_headers=attempt.rate_headers,
             )
         )
+        if final and self._full and self._books.content is not None and self.request is not None:
+            self._books.content(self._content(attempt, self.request))
 
 
 def _version(tap: Tap | None, model: str) -> str | None:

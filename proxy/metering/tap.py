@@ -16,6 +16,7 @@ from proxy.metering.answer import Answer, Choice, Message, decode, decode_all
 from proxy.metering.decompress import Decompressor
 from proxy.metering.sse import NEXT, EventSplitter, payload, plain_events
 from proxy.metering.tool_calls import MARK, ToolCalls
+from proxy.metering.transcript import Transcript
 from proxy.metering.usage import RawUsage, from_timings, pick
 
 MAX_BODY = 64 * 1024 * 1024
@@ -32,7 +33,7 @@ class Tap:
         *("meaningful", "error", "finish_reason", "usage", "model", "fingerprint", "details"),
         *("response_length", "seen_tokens", "sample", "chunk_count", "first_byte"),
         *("first_reasoning", "first_content", "first_tool", "last_token"),
-        *("gaps", "max_gap", "long_gaps"),
+        *("gaps", "max_gap", "long_gaps", "transcript"),
     )
 
     def __init__(self) -> None:
@@ -54,6 +55,7 @@ class Tap:
         self.chunk_count: int | None = None
         self.gaps = array("d")
         self.max_gap: float | None = None
+        self.transcript: Transcript | None = None  # what it says, where that is kept
         self.long_gaps = array("d")  # all those above STALL, also where others were thinned out
 
     @property
@@ -168,6 +170,8 @@ class StreamTap(Tap):
             plain = plain_events(data)
             answers = decode_all(*plain[:2]) if plain is not None else None
             if plain is not None and answers is not None:
+                if self.transcript is not None:
+                    self.transcript.read(plain[0])
                 return self._see_all(answers, plain[2], data, at)
         if self._by_event:
             return self._watch(self._splitter.feed(data), at)
@@ -231,6 +235,8 @@ class StreamTap(Tap):
         answer = decode(data)
         if answer is None:
             return False
+        if self.transcript is not None:
+            self.transcript.read(data)
         before = self.chunk_count
         hidden = self._see(answer)
         if self.chunk_count != before:
@@ -357,6 +363,8 @@ class BodyTap(Tap):
         if self._encoding:
             body = Decompressor(self._encoding).feed(body)
         self.empty = not body.strip() and self._size <= MAX_BODY
+        if self.transcript is not None and body:
+            self.transcript.whole(body)
         answer = decode(body)
         if answer is None:
             return

@@ -13,7 +13,7 @@ import msgspec
 
 from proxy.clock import until_midnight
 from proxy.errors import ErrorReason
-from proxy.fields import is_loopback
+from proxy.loopback import is_loopback
 from proxy.providers import faults, hints, scope
 from proxy.providers.faults import ErrorBody
 from proxy.providers.members import inner, number, text

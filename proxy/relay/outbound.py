@@ -94,6 +94,7 @@ class Outbound:
             )
         else:
             self.tap = BodyTap(encoding=encoding)
+        self.tap.transcript = attempt.transcript
         attempt.tap = self.tap
 
     @property

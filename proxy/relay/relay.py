@@ -85,7 +85,7 @@ class Relay:
         limits: Limits,
         start: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
         refresh_models: Callable[[], Awaitable[None]],
-        broken: Callable[[BaseException, str | None, str | None], None],
+        broken: Callable[[BaseException, str, str, Callable[[str], str]], None],
     ) -> None:
         self.in_flight = 0
         self.routes = routes
@@ -116,7 +116,7 @@ class Relay:
             body = await read_body(
                 receive, content_length(fields), self._limits.max_body, self._limits.body_timeout
             )
-            meter.admitted = monotonic()
+            meter.admitted, meter.request = monotonic(), body
             inbound = parse(body, operation)
             meter.asked, meter.prompt = inbound.asked, inbound.prompt
             watch.begin(self._start)
@@ -125,6 +125,7 @@ class Relay:
             outbound = await self._serve_or_wait(routes, call)
             plan, demand = call.plan, call.demand
             del body, inbound, call  # a stream may last for minutes, and its prompt be long
+            meter.forget()
             if await self._deliver(routes, outbound, meter, send):
                 routes.planner.served(plan, outbound.attempt.target, demand, monotonic())
         except GatewayError as error:
@@ -143,7 +144,7 @@ class Relay:
                 raise
             meter.close("cancelled", 499, reason=ErrorReason.CLIENT_CLOSED, message=LEFT)
         except Exception as exc:
-            self._broken(exc, request_id, scope["path"])
+            self._broken(exc, request_id, scope["path"], meter.hide)
             meter.close("error", 500, reason=ErrorReason.INTERNAL, message=type(exc).__name__)
             if outbound is None or not outbound.started:
                 mistake = GatewayError(500, "The gateway made a mistake.", ErrorReason.INTERNAL)
@@ -315,9 +316,8 @@ class Relay:
             dialect = routes.providers[attempt.target.provider].dialect
             fault = dialect.classify_event(tap.error, now_ms() / 1000)
             _learn(lease, fault)
-            meter.close(
-                "error", outbound.status, reason=ErrorReason.STREAM_ERROR, message=fault.message
-            )
+            message = meter.hide(fault.message)
+            meter.close("error", outbound.status, reason=ErrorReason.STREAM_ERROR, message=message)
         elif not whole:
             if attempt.fault is not None:
                 _learn(lease, attempt.fault)

@@ -28,6 +28,7 @@ _PRAGMAS = {
     "synchronous": "NORMAL",  # survives a crash of the program; a power cut may cost the last rows
     "foreign_keys": "ON",
     "temp_store": "MEMORY",
+    "secure_delete": "ON",  # what is deleted is overwritten: it may be what somebody said
     "journal_size_limit": 64 * 1024 * 1024,
 }
 _WRITER_BUSY_MS = 1000  # the batch writer comes again, so waiting here gains nothing

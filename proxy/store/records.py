@@ -11,11 +11,13 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from proxy.clock import now_ms
+from proxy.content import ContentRecord
 from proxy.sample import HostSample
 from proxy.store import (
     breakers,
     catalog,
     codes,
+    contents,
     costs,
     events,
     faults,
@@ -59,6 +61,7 @@ class Batch:
         self.turns: list[BreakerRecord] = []
         self.models: list[ModelInfo] = []
         self.events: list[EventRecord] = []
+        self.contents: list[ContentRecord] = []
         for item in items:
             match item:
                 case CallRecord():
@@ -77,6 +80,8 @@ class Batch:
                     self.turns.append(item)
                 case EventRecord():
                     self.events.append(item)
+                case ContentRecord():
+                    self.contents.append(item)
                 case list():
                     self.models.extend(item)
                 case _:
@@ -106,6 +111,7 @@ class Ledger:
             await breakers.save(connection, batch.turns)
             await faults.save(connection, calls, batch.faults)
             await events.save(connection, batch.events)
+            await contents.save(connection, batch.contents)
             await catalog.save(connection, batch.models, now)
             await samples.save(connection, batch.samples)
 

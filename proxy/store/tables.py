@@ -25,6 +25,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     Table,
     Text,
@@ -32,6 +33,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
+from proxy.content import pack, unpack
 from proxy.errors import ErrorReason
 
 STATUSES = ("success", "error", "timeout", "cancelled", "rejected")
@@ -66,6 +68,19 @@ class Instant(TypeDecorator[int]):
         if value is None or dialect.name != "postgresql":
             return value
         return int((value - _EPOCH) // _MILLISECOND)
+
+
+class Packed(TypeDecorator[Any]):
+    """A text that is stored packed. Bytes are packed already."""
+
+    impl = LargeBinary
+    cache_ok = True
+
+    def process_bind_param(self, value: str | bytes | None, dialect: Dialect) -> bytes | None:
+        return pack(value) if isinstance(value, str) else value
+
+    def process_result_value(self, value: bytes | None, dialect: Dialect) -> str | None:
+        return None if value is None else unpack(value)
 
 
 INT = BigInteger().with_variant(Integer(), "sqlite")
@@ -345,6 +360,23 @@ custom_events = Table(
 )
 Index(None, custom_events.c.timestamp)
 Index(None, custom_events.c.name, custom_events.c.timestamp)
+
+call_contents = Table(
+    "call_contents",
+    metadata,
+    _id(),
+    Column("request_id", Text, nullable=False),
+    Column("attempt", INT, nullable=False),
+    Column("timestamp", Instant, nullable=False),
+    Column("request", Packed),
+    *_ints("request_length"),
+    Column("request_cut", Boolean, nullable=False),
+    Column("answer", Packed),
+    *_ints("answer_length"),
+    Column("answer_cut", Boolean, nullable=False),
+    UniqueConstraint("request_id", "attempt"),
+)
+Index(None, call_contents.c.timestamp)
 
 client_keys = Table(
     "client_keys",

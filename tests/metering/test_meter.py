@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 
+from proxy.content import Content
 from proxy.errors import ErrorReason, GatewayError
 from proxy.metering import attempt as attempts
 from proxy.metering import meter as module
 from proxy.metering.attempt import Asked, Attempt, Attribution
+from proxy.metering.echo import UNTOLD
 from proxy.metering.meter import MAX_METADATA, Books, Meter
 from proxy.metering.pricing import Quote
 from proxy.metering.tap import BodyTap, StreamTap
@@ -546,3 +548,59 @@ def test_a_drained_stream_s_speed_leaves_thoughts_out(bench: Bench, clock: Clock
     attempt.tap.feed(event(finish="stop", usage=usage), clock.now)
     bench.meter.close("success", 200)
     assert (bench.row.usage_source, bench.row.tokens_per_second) == ("drained", 1.0)
+
+
+# What was said.
+
+
+def test_an_error_message_says_nothing_that_the_request_said(bench: Bench) -> None:
+    bench.meter.request = b'{"messages": [{"role": "user", "content": "where is the gold hidden"}]}'
+    bench.fail(ErrorReason.INVALID_REQUEST, "sk-1 cannot read: where is the gold hidden?")
+    bench.meter.close(None, 400)
+    assert bench.row.error_message == "*** cannot read: […]?"
+
+
+def test_once_the_request_is_forgotten_nothing_can_be_told_from_it(bench: Bench) -> None:
+    bench.meter.request = b"{}"
+    assert bench.meter.hide("a message that is long") == "a message that is long"
+    bench.meter.forget()
+    assert bench.meter.request is None
+    assert bench.meter.hide("a message that is long") == UNTOLD
+    bench.fail(ErrorReason.TRUNCATED, "what we say ourselves stays as it is")
+    bench.meter.close(None, 200)
+    assert bench.row.error_message == "what we say ourselves stays as it is"
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_a_content_goes_beside_its_final_record_where_it_is_kept(
+    bench: Bench, clock: Clock, private: bool
+) -> None:
+    told: list[Content] = []
+    books = Books(bench.records.append, bench.quote, str, "full", content=told.append, most=100)
+    bench.meter = meter = Meter(books, "ID", "/v1", None, Attribution(private=private), clock.now)
+    meter.request = b"what was asked"
+    bench.fail(ErrorReason.SERVER_ERROR, "on what was asked")
+    second = bench.attempt()
+    if second.transcript is not None:
+        second.transcript.whole(b"{}")
+    meter.forget()
+    meter.close("success", 200)
+    meter.close("success", 200)
+    levels = [record.privacy_level for record in bench.records]
+    assert levels == ["metadata" if private else "full"] * 2
+    if private:
+        assert (told, second.transcript) == ([], None)
+        return
+    [content] = told
+    assert (content.request_id, content.attempt) == ("ID", 2)
+    assert content.timestamp == bench.records[1].timestamp
+    assert (content.request, content.request_length) == (b"what was asked", 14)
+    assert (content.answer, content.answer_length) == (b"{}", 2)
+
+
+def test_a_request_that_never_arrived_has_no_content(bench: Bench, clock: Clock) -> None:
+    told: list[Content] = []
+    books = Books(bench.records.append, bench.quote, str, "full", content=told.append, most=100)
+    meter = Meter(books, "ID", "/v1", None, Attribution(), clock.now)
+    meter.refuse(GatewayError(413, "too long", ErrorReason.TOO_LARGE))
+    assert (len(bench.records), told) == (1, [])

@@ -26,6 +26,14 @@ def test_every_header_has_its_member() -> None:
     assert found == Attribution("theirs", "Researcher", "search", "s-1", TRACE)
 
 
+@pytest.mark.parametrize(
+    ("value", "private"),
+    [("metadata", True), ("none", True), ("", True), ("full", False), ("FULL ", False)],
+)
+def test_whatever_is_not_full_is_private(value: str, private: bool) -> None:
+    assert read(x_tollkeeper_privacy=value).private is private
+
+
 def test_without_headers_nothing_is_known() -> None:
     assert attribution([]) == Attribution()
 

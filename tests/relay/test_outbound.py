@@ -11,6 +11,7 @@ import pytest
 from proxy.errors import ErrorReason, GatewayError
 from proxy.metering.attempt import Attempt
 from proxy.metering.tap import BodyTap, StreamTap
+from proxy.metering.transcript import Transcript
 from proxy.relay import outbound as module
 from proxy.relay.outbound import STOPPED, Outbound, fault_of, interrupt, send_error
 from proxy.routing.counters import Counters
@@ -30,7 +31,7 @@ class Answer:
         counters = Counters(None, lambda: 0.0)
         lease = KeyPool("lab", [self.key], counters, chance=lambda: 1.0).lease("m", 0)
         assert lease is not None
-        self.attempt = Attempt(1, Target("lab", "m"), 0, leased=0)
+        self.attempt = options.pop("attempt", Attempt(1, Target("lab", "m"), 0, leased=0))
         fields = [JSON] if fields is None else fields
         self.outbound = Outbound(
             httpx.Response(200, headers=fields, stream=self.body),
@@ -435,3 +436,14 @@ async def test_an_error_is_sent_whole() -> None:
         (b"content-length", b"%d" % len(client.body)),
     ]
     assert json.loads(client.body)["error"]["message"] == "later"
+
+
+async def test_the_words_of_an_answer_are_told_to_its_transcript() -> None:
+    for answer in (stream(event({"content": "Ho"}), DONE), Answer(b'{"choices": [1]}')):
+        assert answer.outbound.tap.transcript is None
+    attempt = Attempt(1, Target("lab", "m"), 0, leased=0)
+    attempt.transcript = Transcript(100)
+    answer = stream(event({"content": "Ho"}), DONE, attempt=attempt)
+    assert await answer.deliver()
+    text, _ = attempt.transcript.written()
+    assert b'"content":"Ho"' in (text or b"")

@@ -127,7 +127,9 @@ class Call:
         await self.left.wait()
         return {"type": "http.disconnect"}
 
-    def note(self, exc: BaseException, request_id: str | None, path: str | None) -> None:
+    def note(
+        self, exc: BaseException, request_id: str, path: str, hide: Callable[[str], str]
+    ) -> None:
         self.broken.append((type(exc).__name__, request_id, path))
 
     def relay(self, tasks: asyncio.TaskGroup) -> Relay:

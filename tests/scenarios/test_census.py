@@ -168,6 +168,7 @@ def configuration(upstream: Upstream) -> dict[str, Any]:
         "models": {"fast": {"targets": ["lab/down", "lab/json"]}},
         "prices": {"lab/json": {"input": 0.5, "output": 1.5, "cached_input": 0.1}},
         "routing": {"breaker": {"failures": 1}},
+        "telemetry": {"privacy_level": "full"},
     }
 
 
@@ -348,6 +349,7 @@ CONTRACT = {
     "errors": "timestamp request_id error_type error_message stack_trace severity",
     "custom_events": "event_id timestamp name value metadata",
     "models": "provider name context_length loaded_at",
+    "call_contents": "request_id attempt timestamp request answer request_cut answer_cut",
 }
 INSTANT = re.compile("timestamp|finished_at|loaded_at|window_start|(first|last)_seen|.*_until")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from proxy.clients import Client, Secret
+from proxy.content import ContentRecord, pack
 from proxy.sample import GpuSample, HostSample
 from proxy.store.clients import ClientTable
 from proxy.store.engine import Store
@@ -12,6 +13,10 @@ from tests.store.rows import call, failed
 
 NOON = 1_735_732_800_123
 """2025-01-01T12:00:00.123Z."""
+
+
+def content(request_id: str, at: int, request: str = "Hi", answer: str = "Ho") -> ContentRecord:
+    return ContentRecord(request_id, 1, at, pack(request), 2, False, pack(answer), 2, True)
 
 
 def everything(at: int, model: str = "llama") -> list[object]:
@@ -25,6 +30,7 @@ def everything(at: int, model: str = "llama") -> list[object]:
         BreakerRecord("groq", model, "closed", "open", "server_error", at + 10_000, 1, at),
         [ModelInfo("groq", model, {"id": model}, loaded_at=at)],
         EventRecord(f"e-{model}", at, "cache_hit", 1.0),
+        content(f"c-{model}", at),
     ]
 
 

@@ -35,7 +35,7 @@ from proxy.types import (
 from tests.postgres_server import server
 from tests.store.databases import REACHABLE, database, migrated
 from tests.store.rows import call, failed, read
-from tests.store.stories import let_in
+from tests.store.stories import content, let_in
 from tests.turnstile import turnstile
 
 NOON = 1_735_732_800_123
@@ -68,6 +68,7 @@ STORY = [
     HostSample(NOON, 1, cpu_percent=1.5, gpus=(GpuSample(0, name="fake"),)),
     [ModelInfo("groq", "llama", {"id": "llama"}, loaded_at=NOON)],
     EventRecord("e", NOON, "hit"),
+    content("r", NOON),
 ]
 
 
@@ -142,7 +143,7 @@ async def test_bad_values_cost_only_themselves(store: Store) -> None:
 async def test_old_rows_go(store: Store) -> None:
     await store.write(STORY)
     of_limits, of_health = 3, 1 + 1  # and not the key that an operator took out
-    gone = 4 + 3 + 1 + 1 + 5 + 1 + of_limits + of_health
+    gone = 4 + 3 + 1 + 1 + 5 + 1 + 1 + of_limits + of_health
     assert await retention.prune(store, 1, NOON + 2 * 86_400_000) == gone
     assert [row["limit_type"] for row in await read(store, rate_limits)] == ["disabled"]
 

@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import select
 
 from proxy.clock import now_ms
+from proxy.content import pack
 from proxy.store import retention
 from proxy.store.address import StoreError
 from proxy.store.archive import Archive, ArchiveError
@@ -18,10 +19,10 @@ from proxy.types import CallRecord, SwitchRecord
 from tests.store.databases import REACHABLE, database
 from tests.store.reading import read
 from tests.store.rows import call, rows
-from tests.store.stories import NOON, everything, let_in
+from tests.store.stories import NOON, content, everything, let_in
 
 DAY = 86_400_000
-AGING = {age.table.name for age in retention.AGES}
+AGING = {age.table.name for age in (*retention.AGES, *retention.CONTENTS)}
 KEPT = {"daily_costs", "models", "client_keys", "client_secrets"}
 PASSING = {"running_figures"}
 """Rows that go by themselves, within the hour."""
@@ -168,7 +169,7 @@ async def test_after_a_crash_every_row_is_there_once(
 
     async def crash(*args: Any) -> int:
         steps[0] += 1
-        if steps[0] == 2:
+        if steps[0] == 3:  # the first looks for contents
             raise OSError("the power went")
         return await delete(*args)
 
@@ -206,7 +207,7 @@ async def test_without_its_archive_nothing_goes_and_the_log_says_so_once(
     store: Store, path: Path, archive: Archive, caplog: pytest.LogCaptureFixture
 ) -> None:
     await store.write(everything(now_ms() - 40 * DAY))
-    before = {table: count(path, table) for table in metadata.tables}
+    before = {table: count(path, table) for table in metadata.tables} | {"call_contents": 0}
     archive.folder.write_text("no folder")
     for _ in range(3):
         with pytest.raises(ArchiveError):
@@ -227,3 +228,38 @@ async def test_what_would_go_is_what_goes(store: Store, archive: Archive) -> Non
         steps: list[int] = []
         assert await retention.let_go(store, before, kept, steps.append) == sum(found.values())
         assert sum(steps) == sum(found.values())
+
+
+@pytest.mark.parametrize(
+    ("days", "content_days", "left"),
+    [(30, 7, [6]), (3, 7, []), (0, 7, [6]), (30, 0, [6, 8, 29]), (0, 0, [6, 8, 29, 31])],
+)
+async def test_contents_go_before_their_calls(
+    store: Store, path: Path, days: int, content_days: int, left: list[int]
+) -> None:
+    now = now_ms()
+    ages = (6, 8, 29, 31)
+    await store.write([call(timestamp=now - age * DAY) for age in ages])
+    await store.write([content(f"r{age}", now - age * DAY) for age in ages])
+    await retention.prune(store, days, now, content_days=content_days)
+    kept = rows(path, "SELECT request_id FROM call_contents ORDER BY timestamp DESC")
+    assert [row["request_id"] for row in kept] == [f"r{age}" for age in left]
+    assert count(path, "api_calls") == sum(not days or age < days for age in ages)
+
+
+async def test_contents_wait_for_no_archive(store: Store, path: Path, tmp_path: Path) -> None:
+    now = now_ms()
+    await store.write([call(timestamp=now - 40 * DAY), content("r", now - 40 * DAY)])
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(ArchiveError):
+        await retention.run(store, 30, Archive(tmp_path / "file" / "archive"), 7)
+    assert (count(path, "api_calls"), count(path, "call_contents")) == (1, 0)
+
+
+async def test_of_a_deleted_content_nothing_is_left_on_the_disk(store: Store, path: Path) -> None:
+    kept = pack("0123456789")
+    await store.write([content("r", now_ms() - 8 * DAY, "0123456789")])
+    assert kept in b"".join(file.read_bytes() for file in path.parent.glob(f"{path.name}*"))
+    await retention.prune(store, 30, now_ms(), content_days=7)
+    await store.close()  # and with it the WAL
+    assert kept not in b"".join(file.read_bytes() for file in path.parent.glob(f"{path.name}*"))

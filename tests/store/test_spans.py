@@ -8,9 +8,9 @@ from sqlalchemy import select
 from proxy.store import spans
 from proxy.store.engine import Store
 from proxy.store.spans import Span
-from proxy.store.tables import api_calls, daily_costs, metadata
+from proxy.store.tables import api_calls, call_contents, daily_costs, metadata
 from tests.store.rows import call, plan
-from tests.store.stories import NOON, everything, let_in
+from tests.store.stories import NOON, content, everything, let_in
 
 DAY = 86_400_000
 EVER = 4_000_000_000_000
@@ -72,3 +72,13 @@ async def test_a_page_is_found_by_the_index_and_needs_no_sorting(store: Store) -
         steps = await plan(connection, query)
     assert "ix_api_calls_timestamp" in steps
     assert "TEMP B-TREE" not in steps
+
+
+async def test_large_rows_come_in_small_pages(store: Store) -> None:
+    await store.write([content(f"r{n}", NOON + n) for n in range(60)])
+    span = Span(call_contents, 0, EVER)
+    async with store.reader() as connection:
+        first = await spans.page(connection, span)
+        rest = await spans.page(connection, span, first[-1])
+    assert (len(first), len(rest)) == (50, 10)
+    assert first[0]["request"] == "Hi"
