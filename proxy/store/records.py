@@ -12,9 +12,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from proxy.clock import now_ms
 from proxy.sample import HostSample
-from proxy.store import breakers, catalog, costs, events, faults, limits, rests, samples
+from proxy.store import breakers, catalog, costs, events, faults, limits, positions, rests, samples
 from proxy.store.events import EventRecord
 from proxy.store.health import Health
+from proxy.store.positions import Moves
 from proxy.store.tables import api_calls
 from proxy.store.upsert import insert_into
 from proxy.store.windows import SpeedWindows
@@ -85,8 +86,16 @@ class Ledger:
         self._speeds = SpeedWindows()
         self._in_step = False
 
-    async def write(self, engine: AsyncEngine, items: Sequence[object]) -> None:
-        """Write the items in one transaction, or none of them."""
+    async def write(
+        self,
+        engine: AsyncEngine,
+        items: Sequence[object],
+        moves: Moves | None = None,
+        *,
+        keep: bool = True,
+    ) -> None:
+        """Write the items and ``moves`` in one transaction, or nothing at all. ``keep`` False: only
+        see whether that can be done."""
         batch = Batch(items)
         async with engine.connect() as connection:
             await connection.begin()
@@ -109,6 +118,9 @@ class Ledger:
             await events.save(connection, batch.events)
             await catalog.save(connection, batch.models, now)
             await samples.save(connection, batch.samples)
+            await positions.move(connection, moves or {}, now)
+            if not keep:
+                return
             # A commit that fails may still have happened: then the tables know better than we.
             self._in_step = False
             await connection.commit()

@@ -345,3 +345,11 @@ custom_events = Table(
 )
 Index(None, custom_events.c.timestamp)
 Index(None, custom_events.c.name, custom_events.c.timestamp)
+
+journal_positions = Table(
+    "journal_positions",
+    metadata,
+    Column("segment", Text, primary_key=True),
+    Column("position", INT, nullable=False),
+    Column("updated_at", Instant, nullable=False),
+)

@@ -20,7 +20,7 @@ from proxy.store.tables import api_calls, daily_costs, metadata
 from tests.store.databases import REACHABLE, SERVER, database
 from tests.store.reading import AVAILABLE, read, writable
 from tests.store.rows import call
-from tests.store.stories import NOON, everything
+from tests.store.stories import MOVES, NOON, everything
 
 HARD = [
     call(timestamp=NOON, model='say "hi",\r\nü \N{SNOWMAN} \x01', session_id="", trace_id=None),
@@ -44,7 +44,7 @@ async def stores(
         made = [Store(full), Store(new)]
         for store in made:
             await store.open()
-        await made[0].write([*everything(NOON), *HARD])
+        await made[0].write([*everything(NOON), *HARD], MOVES)
         yield made
         for store in made:
             await store.close()
