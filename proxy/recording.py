@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import msgspec
 
 from proxy.clock import now_ms
+from proxy.entries import decode, encode
 from proxy.learnt import records, told
 from proxy.metering.pricing import Prices
-from proxy.metering.writer import BatchWriter
+from proxy.metering.writer import Writer
+from proxy.places import state_folder
 from proxy.redact import shorten
 from proxy.routing.events import Event
+from proxy.schema import TelemetrySettings
+from proxy.store.engine import Store
+from proxy.store.positions import Moves
 from proxy.store.recent import Recent
 from proxy.types import CallRecord, FaultRecord, ModelInfo, Usage
 
@@ -21,39 +27,56 @@ _log = logging.getLogger("tollkeeper")
 
 
 class Recording:
-    """Takes what the parts report. ``keeps`` False: it is logged, and nothing is queued.
+    """Takes what the parts report. Without a ``writer`` it is logged, and nothing is kept.
 
-    ``write`` is the store's; ``prices`` may not know a model when its first call ends, so every
-    batch is settled before it is written.
+    ``prices`` may not know a model when its first call ends, so every batch is settled before it is
+    written.
     """
 
     def __init__(
         self,
         prices: Prices,
-        write: Callable[[Sequence[object]], Awaitable[None]],
+        store: Store,
         log_request: Callable[[CallRecord], None],
         redact: Callable[[str], str],
-        keeps: bool,
+        telemetry: TelemetrySettings,
     ) -> None:
-        self.writer = BatchWriter(self._flush)
+        self.writer: Writer | None = None
+        if telemetry.keeps:
+            self.writer = Writer(
+                state_folder(telemetry.database_url) / "journal",
+                encode=encode,
+                decode=decode,
+                flush=self._flush,
+                positions=store.positions,
+                strict=telemetry.journal.on_failure == "strict",
+                max_bytes=telemetry.journal.max_bytes,
+            )
         self.recent = Recent()
         self._prices = prices
-        self._write = write
+        self._store = store
         self._log_request = log_request
         self._redact = redact
-        self._keeps = keeps
+
+    def status(self) -> dict[str, Any]:
+        """``recorded`` call rows; ``queued`` and ``dropped`` items; the last error; the journal."""
+        if self.writer is None:
+            return {"recorded": 0, "queued": 0, "dropped": 0, "last_error": None, "journal": None}
+        status = self.writer.status()
+        status["dropped"] += self._store.refused
+        return status
 
     def keep(self, item: object) -> None:
-        """Queue a row, unless nothing is to be kept."""
-        if self._keeps:
+        """Have a row written, unless nothing is to be kept."""
+        if self.writer is not None:
             self.writer.put(item)
 
     def call(self, record: CallRecord) -> None:
         """An attempt has ended."""
-        self._log_request(record)
-        if self._keeps:
-            self.recent.add(record)
         self.keep(record)
+        self._log_request(record)
+        if self.writer is not None:
+            self.recent.add(record)
 
     def learnt(self, event: Event) -> None:
         """A key pool has changed what it does."""
@@ -76,7 +99,7 @@ class Recording:
             )
         )
 
-    async def _flush(self, items: Sequence[object]) -> None:
+    async def _flush(self, items: Sequence[object], moves: Moves) -> None:
         waiting = {
             (item.provider, item.model)
             for item in items
@@ -88,7 +111,7 @@ class Recording:
         if waiting:
             await self._prices.resolve(waiting)
             items = [self._settled(item) for item in items]
-        await self._write(items)
+        await self._store.write(items, moves)
 
     def _settled(self, item: object) -> object:
         if isinstance(item, list):

@@ -264,6 +264,13 @@ class StateSettings(Part):
         return value or None
 
 
+class JournalSettings(Part):
+    """What becomes of calls when the journal cannot be written, and how large it may get."""
+
+    on_failure: Annotated[Literal["open", "strict"], Lower] = "open"
+    max_bytes: Bytes = 1024**3
+
+
 class TelemetrySettings(Part):
     """What is kept, where, and for how many days (0: for ever)."""
 
@@ -273,6 +280,7 @@ class TelemetrySettings(Part):
     retention_days: Whole = Field(30, ge=0)
     archive: Path | None = None
     """The folder where calls are written to before they are deleted."""
+    journal: JournalSettings = JournalSettings()
 
     @field_validator("archive", mode="before")
     @classmethod

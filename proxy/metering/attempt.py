@@ -67,6 +67,7 @@ class Attempt:
         self.fault: Fault | None = None
         self.total_tokens: int | None = None  # known once its record is made
         self.left: Departure | None = None
+        self.admitted = False  # it may be sent
         self.out = False
         self.called = True  # False: stands for a request that was refused before any attempt
 

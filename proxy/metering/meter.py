@@ -13,8 +13,10 @@ import msgspec
 
 from proxy.clock import monotonic, now_ms
 from proxy.errors import ErrorReason, GatewayError
+from proxy.metering.admission import admission
 from proxy.metering.attempt import Asked, Attempt, Attribution
 from proxy.metering.departure import Departure
+from proxy.metering.journal import Journal
 from proxy.metering.pricing import Quote
 from proxy.metering.spent import spent
 from proxy.metering.tap import StreamTap, Tap
@@ -31,13 +33,15 @@ _TIMEOUTS = {ErrorReason.TIMEOUT}
 class Books(msgspec.Struct, frozen=True):
     """Where records go and how they are priced: the same for every meter of a process.
 
-    ``quote`` gives None while a price is not known yet; the writer asks again.
+    ``quote`` gives None while a price is not known yet; the shipper asks again. Without a
+    ``journal`` nothing is kept.
     """
 
     emit: Callable[[CallRecord], None]
     quote: Callable[[str, str, Usage | None], Quote | None]
     redact: Callable[[str], str]
     privacy_level: str
+    journal: Journal | None = None
 
 
 class Meter:
@@ -73,6 +77,23 @@ class Meter:
         self.attempts += 1
         self.last = Attempt(self.attempts, target, asked_at, leased=monotonic())
         return self.last
+
+    def admit(self, attempt: Attempt) -> None:
+        """The attempt is about to be sent: from now on it has a row, whatever happens. GatewayError
+        if that cannot be written down and it must not be sent therefore."""
+        if self._books.journal is not None:
+            self._books.journal.admit(
+                admission(
+                    self.request_id,
+                    attempt,
+                    self.asked,
+                    self._attribution,
+                    endpoint=self._endpoint,
+                    client_id=self._client_id,
+                    privacy_level=self._books.privacy_level,
+                )
+            )
+        attempt.admitted = True
 
     def leave(self) -> bool:
         """The client has left. True if an upstream is at work for it that has not told all: that

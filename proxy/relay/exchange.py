@@ -65,6 +65,7 @@ async def exchange(
         attempt.key_id, attempt.account = lease.key.name, lease.key.quota_group
     attempt.normalise = provider.dialect.usage
     request = _request(call, target, provider, lease, attempt)
+    call.meter.admit(attempt)
     response: httpx.Response | None = None
     outbound: Outbound | None = None
     kept = False

@@ -86,7 +86,9 @@ async def process(folder: Path, upstream: Upstream, **server: Any) -> AsyncItera
 
 
 def stored(folder: Path) -> bytes:
-    return b"".join(path.read_bytes() for path in folder.glob("calls.db*"))
+    """The database, what SQLite keeps beside it, and the journal."""
+    files = [*folder.glob("calls.db*"), *folder.glob("calls.db.state/**/*")]
+    return b"".join(path.read_bytes() for path in files if path.is_file())
 
 
 async def run(*words: str, cwd: Path) -> asyncio.subprocess.Process:
