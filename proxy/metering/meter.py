@@ -130,9 +130,13 @@ class Meter:
 
     def refuse(self, error: GatewayError) -> None:
         """The request ends with an answer of our own: after failed attempts, or before any."""
-        status = "rejected" if self.last is None else None
+        last = self.last
+        told = last is not None and last.fault is not None
         self.close(
-            status, error.status, reason=None if self.last else error.reason, message=error.message
+            "rejected" if last is None else None,
+            error.status,
+            reason=None if told else error.reason,
+            message=error.message,
         )
 
     def _reject(
