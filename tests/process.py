@@ -41,7 +41,7 @@ class Process:
 
     async def ended(self) -> list[str]:
         """Waits for the end, which must be a good one."""
-        _, said = await asyncio.wait_for(self.process.communicate(), 20)
+        _, said = await asyncio.wait_for(self.process.communicate(), 60)
         assert self.process.returncode == 0, said.decode()
         return said.decode().splitlines()
 
@@ -84,7 +84,7 @@ async def process(folder: Path, upstream: Upstream, **server: Any) -> AsyncItera
     started = await run("serve", "--config", str(folder / "t.yaml"), cwd=folder)
     try:
         assert started.stdout is not None
-        first = await asyncio.wait_for(started.stdout.readline(), 20)
+        first = await asyncio.wait_for(started.stdout.readline(), 60)
         yield Process(started, first.decode().split()[-1], database)
     finally:
         if started.returncode is None:

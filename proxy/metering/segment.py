@@ -113,6 +113,19 @@ def entries(file: BinaryIO, position: int, *, over: bool) -> Iterator[Entry]:
         file.seek(position)
 
 
+def count(file: BinaryIO, position: int, most: int, *, but: int) -> int:
+    """How many entries there are from ``position`` on, up to ``most``, without those whose payload
+    begins with the byte ``but``. They are not looked into, as this is asked often."""
+    at = 0 if position else len(MAGIC)
+    file.seek(position)
+    data = file.read()
+    found = 0
+    while found < most and at + _FRAME.size < len(data):
+        found += data[at + _FRAME.size] != but
+        at += _FRAME.size + _FRAME.unpack_from(data, at)[0]
+    return found
+
+
 def _resume(file: BinaryIO, position: int) -> int | None:
     """Where the first whole entry behind a damaged place begins; None if there is none."""
     file.seek(position)

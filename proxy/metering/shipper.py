@@ -16,7 +16,7 @@ from typing import Any
 
 from proxy.clock import monotonic
 from proxy.metering.admission import ADMISSION, Admission, Unfinished
-from proxy.metering.segment import Name, entries, listed, sealed
+from proxy.metering.segment import Name, count, entries, listed, sealed
 from proxy.types import CallRecord
 
 BATCH = 2_000
@@ -104,15 +104,14 @@ class Shipper:
         where another process ships."""
         if not self._ships:
             return 0
-        count = 0
+        found = 0
         for name in listed(self._folder):
             start = self._positions.get(str(name), 0)
             with suppress(FileNotFoundError), (self._folder / str(name)).open("rb") as file:
-                for entry in entries(file, start, over=False):
-                    count += entry.payload[0] != ADMISSION
-                    if count >= MOST_COUNTED:
-                        return count
-        return count
+                found += count(file, start, MOST_COUNTED - found, but=ADMISSION)
+            if found == MOST_COUNTED:
+                break
+        return found
 
     def wake(self) -> None:
         """Something was appended."""

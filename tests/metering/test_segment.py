@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.metering.segment import MAGIC, Entry, Name, entries, framed, listed, sealed
+from proxy.metering.segment import MAGIC, Entry, Name, count, entries, framed, listed, sealed
 
 PAYLOADS = [b"one", b"\x00" * 40, b"three" * 50, b"4"]
 WHOLE = MAGIC + b"".join(map(framed, PAYLOADS))
@@ -72,6 +72,17 @@ def test_pages_that_never_reached_the_disk_are_no_entries(tmp_path: Path) -> Non
     assert payloads(found) == [b"a", b"b"]
     assert found[1].skipped
     assert read(tmp_path, zeros) == []
+
+
+def test_entries_are_counted_up_to_a_number(tmp_path: Path) -> None:
+    path = tmp_path / "segment"
+    ends = [len(MAGIC), *(entry.end for entry in read(tmp_path, WHOLE))]
+    path.write_bytes(WHOLE + framed(b"torn")[:5])
+    with path.open("rb") as file:
+        assert count(file, 0, 100, but=1) == 4
+        assert [count(file, end, 100, but=1) for end in ends] == [4, 3, 2, 1, 0]
+        assert count(file, 0, 3, but=1) == 3
+        assert count(file, 0, 100, but=PAYLOADS[0][0]) == 3
 
 
 def test_what_is_no_segment_has_no_entries_until_it_is_over(tmp_path: Path) -> None:
