@@ -64,6 +64,9 @@ from proxy.upstreams import Upstreams
 DRAIN_SECONDS = 10.0
 """How long the writer may try to write what is left when the gateway stops."""
 
+CATCH_UP_SECONDS = 2.0
+"""How long the start may wait for what an earlier process could not write any more."""
+
 FIXED = ("server", "auth", "state", "telemetry")
 """The sections that are read at the start alone."""
 
@@ -175,15 +178,15 @@ class _Gateway:
         self._prices = Prices({}, {})
         self._recording = Recording(
             self._prices,
-            self._store.write,
+            self._store,
             RequestLog(settings.server.log_level, settings.server.log_format),
             self._redact,
-            keeps,
-            settings.telemetry.content_limit,
+            settings.telemetry,
         )
+        writer = self._recording.writer
         self._sampler = HostSampler(
             self._recording.keep,
-            lambda: (self._relay.in_flight, self._recording.writer.depth),
+            lambda: (self._relay.in_flight, 0 if writer is None else writer.depth),
         )
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
         stack.push_async_callback(self._recording.drain, DRAIN_SECONDS)
@@ -203,6 +206,8 @@ class _Gateway:
         )
         self._relay = self._calls.relay = self._build_relay(tasks, configured)
         self._configure(settings, self._relay.routes)
+        if writer is not None:
+            await writer.open(CATCH_UP_SECONDS)
         restored = await self._restore(self._recording.recent)
         await self._share(stack)
         self._start_loops(stack, tasks, restored)
@@ -308,16 +313,17 @@ class _Gateway:
 
     def _start_loops(self, stack: AsyncExitStack, tasks: asyncio.TaskGroup, restored: bool) -> None:
         """What runs beside the requests. All but the writer are cancelled at the end."""
-        tasks.create_task(self._guard(self._recording.writer.run))
-        settings, relay = self._settings, self._relay
+        settings, relay, writer = self._settings, self._relay, self._recording.writer
         loops: list[Callable[[], Awaitable[None]]] = [
             self._refresh_models,
             lambda: beside.probe(
                 lambda: relay.routes.pools, self._lists, lambda: self._settings.routing.probe
             ),
         ]
-        if settings.telemetry.keeps:
+        if writer is not None:
+            tasks.create_task(self._guard(writer.run))
             loops += [
+                writer.tend,
                 self._sampler.run,
                 partial(beside.retain, self._store, settings.telemetry),
                 self._keys.follow,
@@ -388,9 +394,7 @@ class _Gateway:
         return None if quote is None else quote.cost_nano_usd
 
     def _recorder(self) -> dict[str, Any]:
-        status = self._recording.writer.status()
-        status["dropped"] += self._store.refused
-        return {**status, "turned_away": self._app.state.turned_away}
+        return {**self._recording.status(), "turned_away": self._app.state.turned_away}
 
     def _key_states(self) -> list[dict[str, Any]]:
         now, at = monotonic(), now_ms()

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import msgspec
 
 from proxy.clock import now_ms
+from proxy.entries import decode, encode
 from proxy.learnt import records, told
 from proxy.metering.meter import Books
 from proxy.metering.pricing import Prices
-from proxy.metering.writer import BatchWriter
+from proxy.metering.writer import Writer
+from proxy.places import state_folder
 from proxy.redact import Redactor, shorten
 from proxy.routing.events import Event
+from proxy.schema import TelemetrySettings
 from proxy.sealing import Sealing
+from proxy.store.engine import Store
+from proxy.store.positions import Moves
 from proxy.store.recent import Recent
 from proxy.types import CallRecord, FaultRecord, ModelInfo, Usage
 
@@ -26,36 +32,51 @@ _log = logging.getLogger("tollkeeper")
 
 
 class Recording:
-    """Takes what the parts report. ``keeps`` False: it is logged, and nothing is queued.
+    """Takes what the parts report. Without a ``writer`` it is logged, and nothing is kept.
 
-    ``content`` takes what a call said, where so many bytes of it are to be kept (``most``), and is
-    None where they are not. ``write`` is the store's; ``prices`` may not know a model when its
-    first call ends, so every batch is settled before it is written.
+    ``content`` takes what a call said, and is None where that is not to be kept. ``prices`` may not
+    know a model when its first call ends, so every batch is settled before it is written.
     """
 
     def __init__(
         self,
         prices: Prices,
-        write: Callable[[Sequence[object]], Awaitable[None]],
+        store: Store,
         log_request: Callable[[CallRecord], None],
         redact: Redactor,
-        keeps: bool,
-        most: int | None = None,
+        telemetry: TelemetrySettings,
     ) -> None:
-        self._most = most or 0
-        self._sealing = Sealing(redact.whole, self._most, write, self.keep)
-        self.content = None if most is None else self._sealing.take
-        self.writer = BatchWriter(self._flush)
+        self.writer: Writer | None = None
+        if telemetry.keeps:
+            self.writer = Writer(
+                state_folder(telemetry.database_url) / "journal",
+                encode=encode,
+                decode=decode,
+                flush=self._flush,
+                positions=store.positions,
+                strict=telemetry.journal.on_failure == "strict",
+                max_bytes=telemetry.journal.max_bytes,
+            )
+        self._most = telemetry.content_limit
+        self._sealing = Sealing(redact.whole, self._most or 0, self.keep)
+        self.content = None if self._most is None else self._sealing.take
         self.recent = Recent()
         self._prices = prices
-        self._write = self._sealing.write
+        self._store = store
         self._log_request = log_request
         self._redact = redact
-        self._keeps = keeps
+
+    def status(self) -> dict[str, Any]:
+        """``recorded`` call rows; ``queued`` and ``dropped`` items; the last error; the journal."""
+        if self.writer is None:
+            return {"recorded": 0, "queued": 0, "dropped": 0, "last_error": None, "journal": None}
+        status = self.writer.status()
+        status["dropped"] += self._store.refused
+        return status
 
     def keep(self, item: object) -> None:
-        """Queue a row, unless nothing is to be kept."""
-        if self._keeps:
+        """Have a row written, unless nothing is to be kept."""
+        if self.writer is not None:
             self.writer.put(item)
 
     def books(self, privacy_level: str, gpu_memory_mb: Callable[[], float | None]) -> Books:
@@ -65,22 +86,24 @@ class Recording:
             self._prices.quote,
             self._redact,
             privacy_level,
+            None if self.writer is None else self.writer.journal,
             gpu_memory_mb,
             self.content,
-            self._most,
+            self._most or 0,
         )
 
     async def drain(self, seconds: float) -> None:
         """Write what is left, for so long."""
-        await self._sealing.drain(seconds)
-        await self.writer.drain(seconds)
+        if self.writer is not None:
+            await self._sealing.drain(seconds)
+            await self.writer.drain(seconds)
 
     def call(self, record: CallRecord) -> None:
         """An attempt has ended."""
-        self._log_request(record)
-        if self._keeps:
-            self.recent.add(record)
         self.keep(record)
+        self._log_request(record)
+        if self.writer is not None:
+            self.recent.add(record)
 
     def learnt(self, event: Event) -> None:
         """A key pool has changed what it does."""
@@ -111,7 +134,7 @@ class Recording:
             )
         )
 
-    async def _flush(self, items: Sequence[object]) -> None:
+    async def _flush(self, items: Sequence[object], moves: Moves) -> None:
         waiting = {
             (item.provider, item.model)
             for item in items
@@ -123,7 +146,7 @@ class Recording:
         if waiting:
             await self._prices.resolve(waiting)
             items = [self._settled(item) for item in items]
-        await self._write(items)
+        await self._store.write(items, moves)
 
     def _settled(self, item: object) -> object:
         if isinstance(item, list):

@@ -278,6 +278,13 @@ class StateSettings(Part):
         return value or None
 
 
+class JournalSettings(Part):
+    """What becomes of calls when the journal cannot be written, and how large it may get."""
+
+    on_failure: Annotated[Literal["open", "strict"], Lower] = "open"
+    max_bytes: Bytes = 1024**3
+
+
 class TelemetrySettings(Part):
     """What is kept, where, and for how many days (0: for ever)."""
 
@@ -291,6 +298,7 @@ class TelemetrySettings(Part):
     """How long prompts and answers are kept where they are, and never longer than the calls."""
     content_max_bytes: Bytes = MAX_BYTES
     """How much of a prompt, and of an answer, before they are compressed."""
+    journal: JournalSettings = JournalSettings()
 
     @field_validator("archive", mode="before")
     @classmethod

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 
 from proxy.content import MAX_WAITING, Content, ContentRecord, seal
 
@@ -12,25 +13,22 @@ _log = logging.getLogger("tollkeeper")
 
 
 class Sealing:
-    """Takes contents from the calls and hands their rows to ``keep``; ``write`` is the store's.
+    """Takes contents from the calls and hands their rows to ``keep``.
 
     ``redact`` masks a text of which so many characters are to be kept; ``limit`` is bytes of each
-    side. What is under way when the process is killed is lost, and nothing but that.
+    side. What is being sealed when the process is killed is lost, and nothing but that.
     """
 
     def __init__(
         self,
         redact: Callable[[str, int], str],
         limit: int,
-        write: Callable[[Sequence[object]], Awaitable[None]],
         keep: Callable[[ContentRecord], None],
     ) -> None:
         self._redact = redact
         self._limit = limit
-        self._write = write
         self._keep = keep
         self._under_way: set[asyncio.Future[ContentRecord]] = set()
-        self._waiting: dict[tuple[str, int], int] = {}
         self._held = 0
         self.lost = 0
 
@@ -42,18 +40,11 @@ class Sealing:
                 _log.error("prompts and answers are lost: %d bytes wait already", self._held)
             self.lost += 1
             return
-        self._hold(content.request_id, content.attempt, size)
+        self._held += size
         loop = asyncio.get_running_loop()
         sealing = loop.run_in_executor(None, seal, content, self._redact, self._limit)
         self._under_way.add(sealing)
-        sealing.add_done_callback(self._sealed)
-
-    async def write(self, items: Sequence[object]) -> None:
-        """Write them as the store does; what of them had to wait does so no more."""
-        await self._write(items)
-        for item in items:
-            if isinstance(item, ContentRecord):
-                self._held -= self._waiting.pop((item.request_id, item.attempt), 0)
+        sealing.add_done_callback(partial(self._sealed, size))
 
     async def drain(self, seconds: float) -> None:
         """Wait until everything that was taken has been handed on."""
@@ -61,14 +52,8 @@ class Sealing:
             await asyncio.wait(self._under_way, timeout=seconds)
             await asyncio.sleep(0)  # for their callbacks
 
-    def _sealed(self, sealing: asyncio.Future[ContentRecord]) -> None:
+    def _sealed(self, size: int, sealing: asyncio.Future[ContentRecord]) -> None:
         self._under_way.discard(sealing)
-        if sealing.cancelled():
-            return
-        record = sealing.result()
-        self._hold(record.request_id, record.attempt, record.size)
-        self._keep(record)
-
-    def _hold(self, request_id: str, attempt: int, size: int) -> None:
-        self._held += size - self._waiting.get((request_id, attempt), 0)
-        self._waiting[request_id, attempt] = size
+        self._held -= size
+        if not sealing.cancelled():
+            self._keep(sealing.result())

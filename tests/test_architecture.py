@@ -27,7 +27,7 @@ HOUSE = (
     "relay telemetry keys",
     "api",
     "app loops routes recording learnt sealing upstreams steering explain progress export prune"
-    " clientele tariffs reprice"
+    " clientele tariffs reprice entries"
     " banner wire serve cli __main__",
 )
 """The floors, the lowest first: nouns, the parts, the hot path, the door, and who builds it all."""

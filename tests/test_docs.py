@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from proxy.api.stats import CompareParameters, Parameters, SeriesParameters, stats_router
 from proxy.config import load
 from proxy.errors import ErrorReason
-from proxy.metering.writer import CAPACITY
+from proxy.metering.journal import HELD
 from proxy.providers.base import Dialect
 from proxy.providers.ollama import Ollama
 from proxy.providers.openai import OpenAI
@@ -153,7 +153,8 @@ def test_the_columns_that_are_explained_exist() -> None:
 def test_the_figures_are_the_programs() -> None:
     assert f"{', '.join(f'{seconds:g}' for seconds in BACKOFF)} s" in README
     assert f"{KEY_SECONDS / 60:g} minutes" in README
-    assert f"{CAPACITY:,} rows" in README
+    assert f"{HELD:,} more in memory" in README
+    assert f"{Settings().telemetry.journal.max_bytes / 2**30:g} GiB of rows" in README
 
 
 def refusals() -> Iterator[tuple[int, bytes, str, str]]:

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import logging
+import tempfile
+import weakref
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -19,6 +22,8 @@ from proxy.routing.health import Turned
 from proxy.routing.key import Key
 from proxy.routing.rests import Rest
 from proxy.sample import HostSample
+from proxy.schema import TelemetrySettings
+from proxy.store.positions import Moves
 from proxy.types import (
     BreakerRecord,
     CallRecord,
@@ -63,24 +68,38 @@ class Shop:
 class Office:
     """A recording, and everything that it gave away."""
 
-    def __init__(self, keeps: bool = True, most: int | None = None, **known: Rates) -> None:
+    refused = 0
+
+    def __init__(self, keeps: bool = True, level: str = "metadata", **known: Rates) -> None:
         self.shop = Shop(**known)
         self.logged: list[CallRecord] = []
         self.written: list[object] = []
+        folder = tempfile.TemporaryDirectory()
+        self.folder = Path(folder.name)
+        self._at_the_end = weakref.finalize(self, folder.cleanup)
         self.recording = Recording(
             self.shop,  # type: ignore[arg-type]
-            self.write,
+            self,  # type: ignore[arg-type]
             self.logged.append,
             Redactor(["sk-1"]),
-            keeps,
-            most,
+            TelemetrySettings(
+                enabled=keeps,
+                database_url=f"sqlite+aiosqlite:///{self.folder}/calls.db",
+                privacy_level=level,
+            ),
         )
+        if self.recording.writer is not None:
+            self.recording.writer.journal.open()
 
-    async def write(self, items: Sequence[object]) -> None:
+    async def positions(self) -> dict[str, int]:
+        return {}
+
+    async def write(self, items: Sequence[object], moves: Moves) -> None:
         self.written.extend(items)
 
     async def rows(self) -> list[object]:
-        await self.recording.writer.drain(1)
+        if self.recording.writer is not None:
+            await self.recording.writer.drain(5)
         return self.written
 
     def recent(self) -> list[dict[str, Any]]:
@@ -118,7 +137,11 @@ async def test_where_nothing_is_kept_it_is_still_logged(caplog: pytest.LogCaptur
     office.recording.learnt(parked())
     office.recording.broken(KeyError("x"), None, None)
     assert await office.rows() == []
-    assert office.recording.writer.status()["recorded"] == 0
+    assert office.recording.status() == {
+        **{"recorded": 0, "queued": 0, "dropped": 0, "last_error": None},
+        "journal": None,
+    }
+    assert not list(office.folder.iterdir())
     assert office.recording.recent.newest(anything(), 10) == []
     assert len(office.logged) == 1
     assert len(caplog.records) == 2
@@ -208,7 +231,7 @@ async def test_a_price_that_was_not_known_at_the_end_of_a_call_is_put_in_later()
     first, second, third, fourth = await office.rows()
     assert isinstance(first, CallRecord)
     assert (first.cost_nano_usd, first.cost_source, first.price_version) == (1500, "catalog", "v7")
-    assert second is priced
+    assert second == priced
     assert isinstance(third, CallRecord)
     assert (third.cost_nano_usd, third.cost_source) == (None, "none")
     assert isinstance(fourth, CallRecord)
@@ -282,10 +305,10 @@ async def test_what_a_fault_quotes_of_a_call_is_neither_logged_nor_kept(
 
 async def test_contents_are_kept_only_where_so_many_bytes_are_named() -> None:
     assert Office().recording.content is None
-    office = Office(most=5)
+    office = Office(level="full")
     assert office.recording.content is not None
     office.recording.content(Content("r", 1, 7, b"sk-1 and more", 13, None, None))
     await office.recording.drain(1)
     [record] = office.written
     assert isinstance(record, ContentRecord)
-    assert unpack(record.request or b"") == "[reda"
+    assert unpack(record.request or b"") == "[redacted] and more"

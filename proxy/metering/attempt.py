@@ -75,6 +75,7 @@ class Attempt:
         self.memory: Memory | None = None
         self.gpu_memory_mb: float | None = None
         self.left: Departure | None = None
+        self.admitted = False  # it may be sent
         self.out = False
         self.called = True  # False: stands for a request that was refused before any attempt
 

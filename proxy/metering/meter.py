@@ -14,10 +14,12 @@ import msgspec
 from proxy.clock import monotonic, now_ms
 from proxy.content import Content
 from proxy.errors import ErrorReason, GatewayError
+from proxy.metering.admission import admission
 from proxy.metering.attempt import Asked, Attempt, Attribution
 from proxy.metering.departure import Departure
 from proxy.metering.echo import without_echo
 from proxy.metering.figures import figures
+from proxy.metering.journal import Journal
 from proxy.metering.pricing import Quote
 from proxy.metering.spent import spent
 from proxy.metering.tap import StreamTap, Tap
@@ -39,14 +41,16 @@ class Books(msgspec.Struct, frozen=True):
     """Where records go and how they are priced: the same for every meter of a process.
 
     ``quote`` takes provider, model, usage and key. It gives None while a price is not known yet;
-    the writer asks again. ``gpu_memory_mb`` is what is in use on this host's GPUs, None without
-    one. ``content`` takes what calls at the level ``full`` said, ``most`` bytes of it.
+    the shipper asks again. Without a ``journal`` nothing is kept. ``gpu_memory_mb`` is what is in
+    use on this host's GPUs, None without one. ``content`` takes what calls at the level ``full``
+    said, ``most`` bytes of it.
     """
 
     emit: Callable[[CallRecord], None]
     quote: Callable[[str, str, Usage | None, str | None], Quote | None]
     redact: Callable[[str], str]
     privacy_level: str
+    journal: Journal | None = None
     gpu_memory_mb: Callable[[], float | None] = lambda: None
     content: Callable[[Content], None] | None = None
     most: int = 0
@@ -93,6 +97,23 @@ class Meter:
             self.last.transcript = Transcript(self._books.most)
         return self.last
 
+    def admit(self, attempt: Attempt) -> None:
+        """The attempt is about to be sent: from now on it has a row, whatever happens. GatewayError
+        if that cannot be written down and it must not be sent therefore."""
+        if self._books.journal is not None:
+            self._books.journal.admit(
+                admission(
+                    self.request_id,
+                    attempt,
+                    self.asked,
+                    self._attribution,
+                    endpoint=self._endpoint,
+                    client_id=self._client_id,
+                    privacy_level=self._books.privacy_level,
+                )
+            )
+        attempt.admitted = True
+
     def leave(self) -> bool:
         """The client has left. True if an upstream is at work for it that has not told all: that
         may be read on, and whatever comes, the call was cancelled."""
@@ -137,9 +158,13 @@ class Meter:
 
     def refuse(self, error: GatewayError) -> None:
         """The request ends with an answer of our own: after failed attempts, or before any."""
-        status = "rejected" if self.last is None else None
+        last = self.last
+        told = last is not None and last.fault is not None
         self.close(
-            status, error.status, reason=None if self.last else error.reason, message=error.message
+            "rejected" if last is None else None,
+            error.status,
+            reason=None if told else error.reason,
+            message=error.message,
         )
 
     def _reject(

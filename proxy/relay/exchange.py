@@ -70,6 +70,7 @@ async def exchange(
         request, translation = _request(call, target, provider, lease, attempt)
     except Untranslatable as error:
         return Fault(ErrorReason.INVALID_REQUEST, str(error))
+    call.meter.admit(attempt)
     response: httpx.Response | None = None
     outbound: Outbound | None = None
     kept = False

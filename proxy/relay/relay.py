@@ -113,6 +113,8 @@ class Relay:
         watch = ClientWatch(receive, partial(self._drains.linger, meter))
         outbound: Outbound | None = None
         try:
+            if self._books.journal is not None:
+                self._books.journal.check()
             body = await read_body(
                 receive, content_length(fields), self._limits.max_body, self._limits.body_timeout
             )
@@ -135,8 +137,6 @@ class Relay:
         except ClientGone:
             meter.close(None, 499, reason=ErrorReason.CLIENT_CLOSED, message=LEFT)
         except asyncio.CancelledError:
-            if outbound is not None and outbound.told_all:
-                meter.close("success", outbound.status)
             if not watch.gone:
                 status = outbound.status if outbound is not None else 503
                 meter.close("error", status, reason=ErrorReason.INTERRUPTED, message=STOPPED)
@@ -305,30 +305,42 @@ class Relay:
             return found
         finally:
             if not isinstance(found, Outbound):
-                lease.release()
+                lease.release(sent=attempt.admitted)
             call.asked = monotonic()
 
     async def _deliver(self, routes: Routes, outbound: Outbound, meter: Meter, send: Send) -> bool:
-        """Send the answer on; whether it came whole."""
-        attempt, lease, tap = outbound.attempt, outbound.lease, outbound.tap
-        whole = await outbound.deliver(send, _answer_headers(meter))
-        if tap.error is not None:
-            dialect = routes.providers[attempt.target.provider].dialect
-            fault = dialect.classify_event(tap.error, now_ms() / 1000)
-            _learn(lease, fault)
-            message = meter.hide(fault.message)
-            meter.close("error", outbound.status, reason=ErrorReason.STREAM_ERROR, message=message)
-        elif not whole:
-            if attempt.fault is not None:
-                _learn(lease, attempt.fault)
-            meter.close(None, outbound.status)
-        else:
-            now = monotonic()
-            first = tap.first_token if tap.first_token is not None else attempt.ended
-            lease.succeeded(now, (first if first is not None else now) - attempt.sent)
-            meter.close("success", outbound.status)
-            return True
+        """Send the answer on, and write its row before the last of it goes; whether it came
+        whole."""
+        went_well = False
+
+        def known(whole: bool) -> None:
+            nonlocal went_well
+            went_well = _close(routes, outbound, meter, whole)
+
+        await outbound.deliver(send, _answer_headers(meter), known)
+        return went_well
+
+
+def _close(routes: Routes, outbound: Outbound, meter: Meter, whole: bool) -> bool:
+    """Learn from an answer, and write its row; whether it went well."""
+    attempt, lease, tap = outbound.attempt, outbound.lease, outbound.tap
+    if tap.error is not None:
+        dialect = routes.providers[attempt.target.provider].dialect
+        fault = dialect.classify_event(tap.error, now_ms() / 1000)
+        _learn(lease, fault)
+        message = meter.hide(fault.message)
+        meter.close("error", outbound.status, reason=ErrorReason.STREAM_ERROR, message=message)
         return False
+    if not whole:
+        if attempt.fault is not None:
+            _learn(lease, attempt.fault)
+        meter.close(None, outbound.status)
+        return False
+    now = monotonic()
+    first = tap.first_token if tap.first_token is not None else attempt.ended
+    lease.succeeded(now, (first if first is not None else now) - attempt.sent)
+    meter.close("success", outbound.status)
+    return True
 
 
 def _learn(lease: KeyLease, fault: Fault) -> None:

@@ -23,12 +23,14 @@ from proxy.store import (
     faults,
     health,
     limits,
+    positions,
     rests,
     running,
     samples,
     windows,
 )
 from proxy.store.events import EventRecord
+from proxy.store.positions import Moves
 from proxy.store.tables import Instant, api_calls
 from proxy.store.upsert import in_turn
 from proxy.types import (
@@ -95,10 +97,19 @@ class Ledger:
     def __init__(self, limit_windows: Mapping[str, Mapping[str, int]]) -> None:
         self._limit_windows = limit_windows
 
-    async def write(self, engine: AsyncEngine, items: Sequence[object]) -> None:
-        """Write the items in one transaction, or none of them."""
+    async def write(
+        self,
+        engine: AsyncEngine,
+        items: Sequence[object],
+        moves: Moves | None = None,
+        *,
+        keep: bool = True,
+    ) -> None:
+        """Write the items and ``moves`` in one transaction, or nothing at all. ``keep`` False: only
+        see whether that can be done."""
         batch = Batch(items)
-        async with engine.begin() as connection:
+        async with engine.connect() as connection:
+            await connection.begin()
             calls = await insert_calls(connection, batch.calls)
             await in_turn(connection)
             now = now_ms()
@@ -114,6 +125,9 @@ class Ledger:
             await contents.save(connection, batch.contents)
             await catalog.save(connection, batch.models, now)
             await samples.save(connection, batch.samples)
+            await positions.move(connection, moves or {}, now)
+            if keep:
+                await connection.commit()
 
 
 async def _run_on(connection: AsyncConnection, calls: Sequence[CallRecord], now: int) -> None:

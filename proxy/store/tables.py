@@ -406,3 +406,11 @@ running_figures = Table(
     Column("until", Instant, nullable=False),
 )
 Index(None, running_figures.c.until)
+
+journal_positions = Table(
+    "journal_positions",
+    metadata,
+    Column("segment", Text, primary_key=True),
+    Column("position", INT, nullable=False),
+    Column("updated_at", Instant, nullable=False),
+)

@@ -2,14 +2,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from proxy.content import Content
 from proxy.errors import ErrorReason, GatewayError
 from proxy.metering import attempt as attempts
 from proxy.metering import meter as module
+from proxy.metering.admission import INTERRUPTED
 from proxy.metering.attempt import Asked, Attempt, Attribution
 from proxy.metering.echo import UNTOLD
 from proxy.metering.meter import MAX_METADATA, Books, Meter
@@ -521,6 +524,32 @@ def test_however_a_drain_ends_its_call_was_cancelled(bench: Bench, end: Any) -> 
     row = bench.row
     assert (row.status, row.client_status, row.is_final) == ("cancelled", 499, True)
     assert (row.error_reason, row.error_message) == ("client_closed", "the client left")
+
+
+def test_an_attempt_is_admitted_with_what_its_row_would_have(bench: Bench, clock: Clock) -> None:
+    admitted: list[CallRecord] = []
+    journal: Any = SimpleNamespace(admit=admitted.append)
+    bench.meter._books = msgspec.structs.replace(bench.meter._books, journal=journal)
+    attempt = bench.attempt()
+    assert not attempt.admitted
+    bench.meter.admit(attempt)
+    assert attempt.admitted
+    clock.now += 1
+    attempt.fault = Fault(ErrorReason.INTERRUPTED, INTERRUPTED)
+    bench.meter.close(None, None)
+    (row,) = admitted
+    known = [name for name in CallRecord.__struct_fields__ if getattr(row, name) is not None]
+    later = {"finished_at", "cost_source"}  # known once it has ended
+    assert {name: getattr(row, name) for name in known if name not in later} == {
+        name: getattr(bench.row, name) for name in known if name not in later
+    }
+
+
+def test_a_call_that_may_not_be_made_says_why_in_its_row(bench: Bench) -> None:
+    bench.attempt()
+    bench.meter.refuse(GatewayError(503, "not written down", ErrorReason.INTERNAL))
+    assert (bench.row.status, bench.row.error_reason) == ("error", "internal")
+    assert bench.row.error_message == "not written down"
 
 
 def test_there_is_nothing_to_read_on_where_no_upstream_is_at_work(bench: Bench) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -44,6 +45,7 @@ class Try(httpx.AsyncBaseTransport):
         self.dialect: Dialect = OpenAI()
         self.asked = b'{"model": "fast", "stream": true}'
         self.requests: list[httpx.Request] = []
+        self.admitted = False
         self.pool = KeyPool(
             "lab",
             [Key("k1", "sk-1", "org")],
@@ -53,16 +55,22 @@ class Try(httpx.AsyncBaseTransport):
         self.attempt = Attempt(1, TARGET, 0, leased=0)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        assert self.admitted
         self.requests.append(request)
         if self.failure is not None:
             raise self.failure
         return httpx.Response(self.status, headers=self.fields, stream=self.body)
 
+    def admit(self, attempt: Attempt) -> None:
+        """It is written down with its key, before anything is sent."""
+        assert (attempt.key_id, self.requests) == ("k1", [])
+        self.admitted = True
+
     async def run(self, *fields: tuple[bytes, bytes], left: float = 30.0) -> Outbound | Fault:
         inbound = parse(self.asked, Operation.CHAT)
         now = monotonic()
         plan = Plan("fast", (TARGET,), "fast")
-        meter: Any = None  # one try is written down by whoever makes it
+        meter: Any = SimpleNamespace(admit=self.admit)
         call = Call(Operation.CHAT, inbound, [*fields], Demand(), plan, meter, now, now + left, now)
         lease = self.pool.lease("m", now)
         assert lease is not None

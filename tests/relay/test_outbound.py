@@ -43,7 +43,16 @@ class Answer:
         self.client = Client()
 
     async def deliver(self) -> bool:
-        return await self.outbound.deliver(self.client.send, [(b"x-request-id", b"ID")])
+        """Whether it was said to be whole: once, and before the client had the last of it."""
+        told: list[bool] = []
+
+        def known(whole: bool) -> None:
+            assert not (self.client.messages and self.client.ended)
+            told.append(whole)
+
+        await self.outbound.deliver(self.client.send, [(b"x-request-id", b"ID")], known)
+        (whole,) = told
+        return whole
 
 
 def stream(*parts: Part, **options: Any) -> Answer:

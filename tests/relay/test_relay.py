@@ -329,6 +329,58 @@ async def test_a_call_that_goes_well_is_one_row_and_gives_all_back() -> None:
     assert call.upstream.body.closed == 1
 
 
+class Whole(Upstream):
+    """Answers with JSON."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        self.body = Body(b'{"choices": [{"message": {"content": "a"}}]}')
+        return httpx.Response(200, headers=[JSON], stream=self.body)
+
+
+@pytest.mark.parametrize(
+    ("upstream", "last"),
+    [
+        (Whole(), b'{"choices"'),
+        (Upstream(), b"[DONE]"),
+        (Upstream(body=Body(event({"content": "a"}), DONE, 0.01, b": on\n\n")), b"[DONE]"),
+        (Upstream(body=Body(event({"content": "a"}), event(finish="stop"))), None),
+        (Upstream(body=Body(event({"content": "a"}))), b"stream_truncated"),
+        (Upstream(400, Body(b'{"error": {"message": "no"}}')), b'"error"'),
+    ],
+)
+async def test_the_row_is_there_before_the_last_of_the_answer_goes(
+    upstream: Upstream, last: bytes | None
+) -> None:
+    """``last`` None: the end of the body itself."""
+    call = Call(upstream)
+    at_the_last: list[int] = []
+
+    async def send(message: dict[str, Any]) -> None:
+        await call.client.send(message)
+        body = message.get("body", b"")
+        if (last in body) if last else message.get("more_body") is False:
+            at_the_last.append(len(call.records))
+        elif body:
+            assert call.records == []
+
+    call.send = send
+    await call.serve()
+    assert at_the_last == [1]
+    assert call.row.is_final
+
+
+async def test_a_client_that_leaves_while_it_gets_the_last_has_had_its_answer() -> None:
+    call, stuck = Call(Whole()), Wait()
+
+    async def send(message: dict[str, Any]) -> None:
+        if "body" in message:
+            await stuck()
+
+    call.send = send
+    await call.serve(lambda _: call.left.set(), stuck)
+    assert (call.row.status, call.row.client_status) == ("success", 200)
+
+
 async def test_failed_attempts_are_rows_that_are_not_final() -> None:
     call = Call(Upstream(500, Body(b'{"error": {"message": "no"}}')), "two")
     await call.serve()

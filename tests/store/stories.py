@@ -11,6 +11,9 @@ from proxy.store.events import EventRecord
 from proxy.types import BreakerRecord, CooldownRecord, FaultRecord, ModelInfo
 from tests.store.rows import call, failed
 
+MOVES = {"segment": (0, 100)}
+"""How far the journal was taken in, for the table that has that."""
+
 NOON = 1_735_732_800_123
 """2025-01-01T12:00:00.123Z."""
 

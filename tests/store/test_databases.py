@@ -101,6 +101,7 @@ async def test_the_story(store: Store) -> None:
     }
     assert {table["name"]: table["rows"] for table in found["tables"]} == {
         **dict.fromkeys(metadata.tables, 1),
+        **{"journal_positions": 0},
         **{"api_calls": 4, "errors": 3, "rate_limits": 4, "tps_metrics": 5, "running_figures": 6},
     }
 

@@ -86,5 +86,5 @@ async def test_a_closed_store_can_be_opened_again(store: Store, path: Path) -> N
 
 async def test_pragmas_hold_on_every_connection(store: Store) -> None:
     async with store.reader() as connection:
-        for pragma, value in {"journal_mode": "wal", "foreign_keys": 1, "synchronous": 1}.items():
+        for pragma, value in {"journal_mode": "wal", "foreign_keys": 1, "synchronous": 2}.items():
             assert await connection.scalar(text(f"PRAGMA {pragma}")) == value

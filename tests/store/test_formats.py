@@ -23,7 +23,7 @@ from tests.postgres_server import server
 from tests.store.databases import REACHABLE, database, migrated
 from tests.store.reading import AVAILABLE, read
 from tests.store.rows import call
-from tests.store.stories import NOON, everything, let_in
+from tests.store.stories import MOVES, NOON, everything, let_in
 
 HARD = [
     call(timestamp=NOON, model='say "hi",\r\nü \N{SNOWMAN} \x01', session_id="", trace_id=None),
@@ -43,7 +43,7 @@ async def stores(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
         made = [Store(full), Store(new)]
         for store in made:
             await store.open()
-        await made[0].write([*everything(NOON), *HARD])
+        await made[0].write([*everything(NOON), *HARD], MOVES)
         await let_in(made[0])
         yield made
         for store in made:

@@ -10,7 +10,7 @@ from proxy.store.engine import Store
 from proxy.store.spans import Span
 from proxy.store.tables import api_calls, call_contents, daily_costs, metadata
 from tests.store.rows import call, plan
-from tests.store.stories import NOON, content, everything, let_in
+from tests.store.stories import MOVES, NOON, content, everything, let_in
 
 DAY = 86_400_000
 EVER = 4_000_000_000_000
@@ -28,7 +28,7 @@ async def collected(store: Store, span: Span, size: int) -> list[dict[str, Any]]
 
 @pytest.mark.parametrize("name", metadata.tables)
 async def test_every_table_comes_whole_in_pages(store: Store, name: str) -> None:
-    await store.write(everything(NOON))
+    await store.write(everything(NOON), MOVES)
     await let_in(store)
     table = metadata.tables[name]
     async with store.reader() as connection:
