@@ -254,7 +254,7 @@ async def test_a_call_that_nothing_can_be_added_to_stays_as_it_is() -> None:
     unlisted = call(model="secret", cost_source="config", price_version="config 1")
     office.recording.call(unlisted)
     (row,) = await office.rows()
-    assert row is unlisted
+    assert row == unlisted
 
 
 async def test_a_call_without_tokens_has_no_price_to_ask_for() -> None:
