@@ -30,30 +30,30 @@ from proxy.api.stats import stats_router
 from proxy.api.track import track_router
 from proxy.banner import example
 from proxy.clock import monotonic, now_ms
+from proxy.company import Company
 from proxy.errors import ErrorReason
 from proxy.learnt import restore
 from proxy.log import RequestLog
 from proxy.metering.meter import Books
 from proxy.metering.pricing import Prices
 from proxy.observe.host import HostSampler
+from proxy.overview import Overview
 from proxy.providers.lists import ModelLists
 from proxy.providers.transport import Transport
 from proxy.recording import Recording
 from proxy.redact import Redactor
-from proxy.relay.claims import Claims
 from proxy.relay.line import Line
 from proxy.relay.relay import Limits, Relay, Routes
 from proxy.relay.verdict import judge
 from proxy.routes import Builder, catalogue
 from proxy.routing.events import Event
-from proxy.routing.states import states
 from proxy.schema import ProviderSettings, Settings
-from proxy.sharing.shared import Shared
+from proxy.sharing.member import Member
 from proxy.steering import steer
 from proxy.store.address import SchemaError, StoreError
 from proxy.store.engine import Store
 from proxy.store.recent import Recent
-from proxy.types import Fault, Target, Usage
+from proxy.types import Fault, ModelInfo, Target, Usage
 from proxy.upstreams import Upstreams
 
 DRAIN_SECONDS = 10.0
@@ -71,10 +71,12 @@ def create_app(
     *,
     reread: Callable[[], Settings] | None = None,
     redact: Redactor | None = None,
+    member: Member | None = None,
 ) -> Door:
     """The gateway as an ASGI app. ``transport`` stands in for the network in tests.
 
-    ``reread`` gives the settings anew when it is told to reload; ``redact`` learns new secrets.
+    ``reread`` gives the settings anew when it is told to reload; ``redact`` learns new secrets;
+    ``member`` is None unless this is one of several workers.
     Its ``state`` tells ``ready``, ``turned_away`` (requests without a valid key) and, once ready,
     ``providers`` (name and number of keys of each), ``example_model`` (one that can be asked for,
     None if none is known) and ``reload``, which raises ConfigError and then changes nothing.
@@ -90,6 +92,7 @@ def create_app(
                 transport or Transport(),
                 reread or (lambda: settings),
                 redact or Redactor(settings.secrets()),
+                member,
             )
             await gateway.open(stack)
             app.state.ready = True
@@ -133,6 +136,7 @@ class _Gateway:
         transport: httpx.AsyncBaseTransport,
         reread: Callable[[], Settings],
         redact: Redactor,
+        member: Member | None,
     ) -> None:
         self._settings = settings
         self._app = app
@@ -143,8 +147,7 @@ class _Gateway:
         self._line = Line()
         self._began = now_ms()
         self._upstreams = Upstreams(transport)
-        self._claims: Claims | None = None
-        self._shared: Shared | None = None
+        self._company = Company(settings, member, lambda: self._relay.routes.pools)
         self._windows: dict[str, Mapping[str, int]] = {}
 
     async def open(self, stack: AsyncExitStack) -> None:
@@ -172,7 +175,7 @@ class _Gateway:
             self._transport,
             key=self._key_to_ask_with,
             refused=self._refused,
-            updated=self._recording.keep,
+            updated=self._listed,
         )
         self._builder = Builder(
             listed=self._lists.find,
@@ -184,7 +187,18 @@ class _Gateway:
         self._relay = self._calls.relay = self._build_relay(tasks, configured)
         self._configure(settings, self._relay.routes)
         restored = await self._restore(self._recording.recent)
-        await self._share(stack)
+        self._overview = Overview(
+            lambda: self._relay.routes.pools,
+            self._recording,
+            self._recorder,
+            lambda: self._relay.in_flight,
+            self._company.member,
+            self._company.state,
+        )
+        await self._company.open(stack, self.reload, self._overview.answers)
+        if restored:
+            self._company.begin()
+        self._relay.claims = self._company.claims
         self._start_loops(stack, tasks, restored)
         self._add_routes()
         self._app.state.reload = self.reload
@@ -197,19 +211,26 @@ class _Gateway:
         way go on, and what was learnt stays. The sections of ``FIXED`` need a restart.
         """
         settings = self._reread()
-        fixed = [name for name in FIXED if getattr(settings, name) != getattr(self._settings, name)]
+        kept = {name: getattr(self._settings, name) for name in FIXED}
+        fixed = [name for name, value in kept.items() if getattr(settings, name) != value]
         configured = self._upstreams.placed(settings)
         self._redact.learn(settings.secrets())
+        settings = settings.model_copy(update=kept)
         routes = self._builder.routes(settings, configured, self._relay.routes)
-        kept = {name: getattr(self._settings, name) for name in FIXED}
-        self._settings = settings.model_copy(update=kept)
-        self._configure(self._settings, routes)
+        self._settings = settings
+        self._configure(settings, routes)
         _log.info("the configuration was read again")
         return {
             "reloaded": True,
             "restart_needed": fixed,
             "warnings": list(settings.warnings),
         }
+
+    def _reload_all(self) -> dict[str, Any]:
+        """The same for this process and all other workers."""
+        done = self.reload()
+        self._company.reloaded()
+        return done
 
     def _configure(self, settings: Settings, routes: Routes) -> None:
         """Everything that goes by the providers goes by these."""
@@ -251,22 +272,11 @@ class _Gateway:
             return False
         return True
 
-    async def _share(self, stack: AsyncExitStack) -> None:
-        """Learn together with the other gateways, where a shared state is configured."""
-        state = self._settings.state
-        if state.url is None:
-            return
-        shared = self._shared = Shared(
-            state.url,
-            prefix=state.prefix,
-            changed=lambda rests: claims.heard(rests),
-            away=lambda nodes: claims.away(nodes),
-            back=lambda: claims.back(),
-        )
-        claims = self._claims = Claims(shared, lambda: self._relay.routes.pools)
-        self._relay.claims = claims
-        stack.push_async_callback(shared.close)
-        await shared.open()
+    async def _restore_late(self) -> bool:
+        done = await self._restore()
+        if done:
+            self._company.begin()
+        return done
 
     def _build_relay(
         self, tasks: asyncio.TaskGroup, configured: Mapping[str, ProviderSettings]
@@ -304,21 +314,16 @@ class _Gateway:
             ),
         ]
         if settings.telemetry.keeps:
-            sampler = HostSampler(
-                self._recording.keep,
-                lambda: (self._relay.in_flight, self._recording.writer.depth),
-            )
-            loops += [
-                sampler.run,
+            once: list[Callable[[], Awaitable[None]]] = [
+                HostSampler(self._recording.keep, self._overview.gauges).run,
                 partial(beside.retain, self._store, settings.telemetry),
-                lambda: beside.publish_counts(
-                    lambda: relay.routes.pools.values(), self._recording.keep
-                ),
+                partial(beside.publish_counts, self._overview.counted, self._recording.keep),
+                *self._overview.loops,
             ]
+            loops += [partial(beside.elected, self._company.leads, loop) for loop in once]
         if not restored:
-            loops.append(partial(beside.until, self._restore))
-        if self._shared is not None:
-            loops += [self._shared.run, self._shared.listen]
+            loops.append(partial(beside.until, self._restore_late))
+        loops += self._company.loops
         for loop in loops:
             stack.callback(tasks.create_task(self._guard(loop)).cancel)
 
@@ -327,16 +332,14 @@ class _Gateway:
         app.state.broken = self._recording.broken
         app.include_router(models_router(lambda: self._settings.models, self._lists.all))
         app.include_router(
-            admin_router(partial(steer, lambda: self._relay.routes.pools), self.reload)
+            admin_router(partial(steer, lambda: self._relay.routes.pools), self._reload_all)
         )
         app.include_router(health_router(lambda: app.state.ready))
         kept = self._recording
         app.include_router(
             track_router(kept.call, kept.keep, self._redact, self._settings.telemetry.keeps)
         )
-        app.include_router(
-            stats_router(self._store, self._recorder, self._key_states, self._recording.recent)
-        )
+        app.include_router(stats_router(self._store, self._overview))
 
     async def _guard(self, loop: Callable[[], Awaitable[None]]) -> None:
         """A fault in one of the loops is told, and ends neither the others nor the gateway."""
@@ -355,6 +358,10 @@ class _Gateway:
         key = None if pool is None else pool.healthy(monotonic())
         return (key.name, key.secret) if key is not None and key.secret is not None else None
 
+    def _listed(self, models: list[ModelInfo]) -> None:
+        if self._company.leads():
+            self._recording.keep(models)
+
     def _refused(self, provider: str, name: str) -> None:
         """A provider answered 401 to the key with which its list was asked for."""
         pool, reason = self._relay.routes.pools.get(provider), ErrorReason.AUTHENTICATION
@@ -365,8 +372,8 @@ class _Gateway:
 
     def _learnt(self, event: Event) -> None:
         self._recording.learnt(event)
-        if self._claims is not None:
-            self._claims.tell(event)
+        if self._company.claims is not None:
+            self._company.claims.tell(event)
         self._line.nudge()
 
     def _cost(self, target: Target, given: int, made: int) -> int | None:
@@ -378,8 +385,3 @@ class _Gateway:
         status = self._recording.writer.status()
         status["dropped"] += self._store.refused
         return {**status, "turned_away": self._app.state.turned_away}
-
-    def _key_states(self) -> list[dict[str, Any]]:
-        now, at = monotonic(), now_ms()
-        pools = self._relay.routes.pools.values()
-        return [state for pool in pools for state in states(pool, now, at)]

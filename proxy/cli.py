@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from proxy.schema import Settings
 from proxy.serve import serve
 from proxy.store.address import StoreError
 from proxy.store.formats import ExportError
+from proxy.supervisor import supervise
 from proxy.when import span, when
 
 _SERVER = {
@@ -38,9 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         words.insert(0, "serve")
     options = _parser().parse_args(words)
 
-    def read() -> Settings:
-        return load(options.config, _arguments(options))
-
+    read = partial(load, options.config, _arguments(options))
     try:
         settings = read()
         if options.command not in ("export", "prune"):  # they are about keys and providers
@@ -57,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.command == "prune":
             print(asyncio.run(prune(settings, options.older_than, options.dry_run)))
             return 0
-        return serve(settings, lambda text: print(text, flush=True), read)
+        start = serve if settings.server.workers == 1 else supervise
+        return start(settings, lambda text: print(text, flush=True), read)
     except GatewayError as error:
         print(error.message, file=sys.stderr)
         return 1

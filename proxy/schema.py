@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -58,6 +59,7 @@ class ServerSettings(Part):
     host: str = Field("127.0.0.1", min_length=1)
     port: Whole = Field(8000, ge=0, le=65535)
     workers: Whole = Field(1, ge=1)
+    """How many processes serve."""
     max_body: Bytes = 20 * 1024 * 1024
     drain: Seconds = 8.0
     """How long calls in flight may go on once the gateway is told to stop."""
@@ -73,9 +75,9 @@ class ServerSettings(Part):
 
     @field_validator("workers")
     @classmethod
-    def _one_worker(cls, value: int) -> int:
-        if value > 1:
-            raise ValueError("more than one worker comes with a later version; accepted: 1")
+    def _one_on_windows(cls, value: int) -> int:
+        if value > 1 and sys.platform == "win32":
+            raise ValueError("several workers cannot share a socket on Windows; accepted: 1")
         return value
 
 

@@ -27,7 +27,7 @@ HOUSE = (
     "relay telemetry",
     "api",
     "app loops routes recording learnt upstreams steering explain progress export prune"
-    " banner wire serve cli __main__",
+    " banner wire company overview serve worker supervisor cli __main__",
 )
 """The floors, the lowest first: nouns, the parts, the hot path, the door, and who builds it all."""
 
