@@ -189,9 +189,9 @@ class _Gateway:
         restored = await self._restore(self._recording.recent)
         self._overview = Overview(
             lambda: self._relay.routes.pools,
-            self._recording,
+            self._recording.recent,
             self._recorder,
-            lambda: self._relay.in_flight,
+            lambda: (self._relay.in_flight, self._recording.writer.depth),
             self._company.member,
             self._company.state,
         )

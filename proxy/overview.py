@@ -12,7 +12,6 @@ import msgspec
 
 from proxy.clock import monotonic, now_ms
 from proxy.learnt import counted
-from proxy.recording import Recording
 from proxy.routing.counters import CONCURRENT
 from proxy.routing.keypool import KeyPool
 from proxy.routing.rests import WORST
@@ -20,6 +19,7 @@ from proxy.routing.states import states
 from proxy.sharing.member import Member
 from proxy.sharing.types import State
 from proxy.store.filters import Filters
+from proxy.store.recent import Recent
 from proxy.types import CountRecord
 
 WATCH_SECONDS = 1.0
@@ -30,22 +30,23 @@ _T = TypeVar("_T")
 
 
 class Overview:
-    """``recorder`` and ``in_flight`` are this process's own. ``member`` is None for one that is
-    alone; else ``state`` is where the uses of limits are counted for all."""
+    """``recent``, ``recorder`` and ``busy`` are this process's own; the last tells the requests in
+    flight, and how much waits to be written. ``member`` is None for one that is alone; else
+    ``state`` is where the uses of limits are counted for all."""
 
     def __init__(
         self,
         pools: Callable[[], Mapping[str, KeyPool]],
-        recording: Recording,
+        recent: Recent,
         recorder: Callable[[], Record],
-        in_flight: Callable[[], int],
+        busy: Callable[[], tuple[int, int]],
         member: Member | None = None,
         state: State | None = None,
     ) -> None:
         self._pools = pools
-        self._recording = recording
+        self._recent = recent
         self._recorder = recorder
-        self._in_flight = in_flight
+        self._busy = busy
         self._member = member
         self._state = state
         self._others = (0, 0)
@@ -53,9 +54,9 @@ class Overview:
             "keys": lambda asked: _encode(self._keys(_decode(asked, dict[str, int]))),
             "counted": lambda asked: _encode(self._counted(_decode(asked, dict[str, int]))),
             "recorder": lambda _: _encode(recorder()),
-            "busy": lambda _: _encode(self._busy()),
+            "busy": lambda _: _encode(busy()),
             "recent": lambda asked: msgspec.json.encode(
-                recording.recent.newest(*_decode(asked, tuple[Filters, int]))
+                recent.newest(*_decode(asked, tuple[Filters, int]))
             ),
         }
         """What the others may ask for by name."""
@@ -78,7 +79,7 @@ class Overview:
 
     async def recent(self, filters: Filters, limit: int) -> Sequence[msgspec.Raw]:
         """The calls that ended last, as JSON, the last first."""
-        mine = self._recording.recent.newest(filters, limit)
+        mine = self._recent.newest(filters, limit)
         if self._member is None:
             return mine
         payloads = await self._member.ask("recent", _encode((filters, limit)))
@@ -135,9 +136,6 @@ class Overview:
 
     def _counted(self, counts: Mapping[str, int]) -> list[CountRecord]:
         return counted(self._pools().values(), counts)
-
-    def _busy(self) -> tuple[int, int]:
-        return self._in_flight(), self._recording.writer.depth
 
 
 def together(views: Iterable[list[Record]]) -> list[Record]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -48,13 +47,12 @@ class Worker:
         self.recent = Recent()
         self.recorder: dict[str, Any] = {"recorded": 0, "queued": 0, "last_error": None}
         self.line = Line()
-        recording: Any = SimpleNamespace(recent=self.recent, writer=SimpleNamespace(depth=3))
         line: Any = None if alone else self.line
         self.overview = Overview(
             lambda: {"lab": self.pool},
-            recording,
+            self.recent,
             lambda: dict(self.recorder),
-            lambda: self.pool.keys[0].in_flight,
+            lambda: (self.pool.keys[0].in_flight, 3),
             line,
             line,
         )

@@ -10,6 +10,7 @@ when it reads again.
 
 from __future__ import annotations
 
+import logging
 import selectors
 import socket
 from collections.abc import Callable
@@ -44,6 +45,8 @@ ANSWER_SECONDS = 0.5
 
 _READ = 1 << 18
 _BEHIND = 1 << 20  # bytes unread by a worker that is asked no more questions
+
+_log = logging.getLogger("tollkeeper")
 
 _decoder = msgspec.msgpack.Decoder(FromWorker)
 
@@ -129,8 +132,12 @@ class Hub:
         if not data:
             self.leave(peer.number)
             return
-        for message in peer.frames.feed(data):
-            self._do(peer, message)
+        try:
+            for message in peer.frames.feed(data):
+                self._do(peer, message)
+        except msgspec.DecodeError:  # it would be the end of all if it went on
+            _log.exception("worker %d said what nobody understands", peer.number)
+            self.leave(peer.number)
 
     def _do(self, peer: _Peer, message: FromWorker) -> None:
         at = now_ms()

@@ -258,6 +258,19 @@ def test_for_one_that_does_not_read_nobody_waits(ring: Ring) -> None:
     assert len(newest[-1].rests) == 100
 
 
+def test_who_talks_nonsense_is_left_and_the_others_go_on(
+    ring: Ring, caplog: pytest.LogCaptureFixture
+) -> None:
+    ring.serving()
+    one, other, _ = ring.peers
+    one.socket.sendall(b"\x00\x00\x00\x01\x01")
+    other.say(Count(1))
+    ring.turn()
+    assert other.heard() == [Counted(1, {})]
+    assert one.socket.recv(1) == b""
+    assert "worker 1 said" in caplog.text
+
+
 def test_a_turn_ends_when_it_is_woken(ring: Ring) -> None:
     wake, waker = socket.socketpair()
     with wake, waker:
