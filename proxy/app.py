@@ -11,29 +11,34 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 
 import httpx
 from fastapi import FastAPI
 
-from proxy import __version__
+from proxy import __version__, tariffs
 from proxy import loops as beside
 from proxy.api import errors as api_errors
 from proxy.api.admin import admin_router
 from proxy.api.auth import Door
+from proxy.api.clients import clients_router
 from proxy.api.health import health_router
 from proxy.api.models import models_router
 from proxy.api.openai import RELAYED, Calls
 from proxy.api.stats import stats_router
 from proxy.api.track import track_router
 from proxy.banner import example
+from proxy.clients import Keyring
 from proxy.clock import monotonic, now_ms
 from proxy.company import Company
+from proxy.config import client_secret
 from proxy.errors import ErrorReason
+from proxy.keys import ClientKeys
 from proxy.learnt import restore
 from proxy.log import RequestLog
+from proxy.metering import tokenizer
 from proxy.metering.meter import Books
 from proxy.metering.pricing import Prices
 from proxy.observe.host import HostSampler
@@ -45,15 +50,16 @@ from proxy.redact import Redactor
 from proxy.relay.line import Line
 from proxy.relay.relay import Limits, Relay, Routes
 from proxy.relay.verdict import judge
-from proxy.routes import Builder, catalogue
+from proxy.routes import Builder, targets
 from proxy.routing.events import Event
 from proxy.schema import ProviderSettings, Settings
 from proxy.sharing.member import Member
 from proxy.steering import steer
 from proxy.store.address import SchemaError, StoreError
+from proxy.store.clients import ClientTable
 from proxy.store.engine import Store
 from proxy.store.recent import Recent
-from proxy.types import Fault, ModelInfo, Target, Usage
+from proxy.types import Fault, Target, Usage
 from proxy.upstreams import Upstreams
 
 DRAIN_SECONDS = 10.0
@@ -76,24 +82,18 @@ def create_app(
     """The gateway as an ASGI app. ``transport`` stands in for the network in tests.
 
     ``reread`` gives the settings anew when it is told to reload; ``redact`` learns new secrets;
-    ``member`` is None unless this is one of several workers.
-    Its ``state`` tells ``ready``, ``turned_away`` (requests without a valid key) and, once ready,
-    ``providers`` (name and number of keys of each), ``example_model`` (one that can be asked for,
-    None if none is known) and ``reload``, which raises ConfigError and then changes nothing.
+    ``member`` is for one of several workers. Its ``state`` tells ``ready``, ``turned_away``
+    (requests without a valid key) and, once ready, ``providers`` (name and number of keys of each),
+    ``example_model`` (one that can be asked for, None if none is known) and ``reload``, which
+    raises ConfigError and then changes nothing.
     """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            gateway = _Gateway(
-                settings,
-                app,
-                calls,
-                transport or Transport(),
-                reread or (lambda: settings),
-                redact or Redactor(settings.secrets()),
-                member,
-            )
+            anew, hide = reread or (lambda: settings), redact or Redactor(settings.secrets())
+            wire = transport or Transport()
+            gateway = _Gateway(settings, app, calls, wire, anew, hide, keyring, member)
             await gateway.open(stack)
             app.state.ready = True
             yield
@@ -116,9 +116,11 @@ def create_app(
 
     calls = Calls(app)
     secret = settings.auth.master_key
+    keyring = Keyring(client_secret(settings) if secret is not None else b"")
     return Door(
         calls,
         master_key=secret.get_secret_value() if secret is not None else None,
+        keyring=keyring,
         named_elsewhere=RELAYED,
         turned_away=turned_away,
         state=app.state,
@@ -136,6 +138,7 @@ class _Gateway:
         transport: httpx.AsyncBaseTransport,
         reread: Callable[[], Settings],
         redact: Redactor,
+        keyring: Keyring,
         member: Member | None,
     ) -> None:
         self._settings = settings
@@ -144,6 +147,7 @@ class _Gateway:
         self._transport = transport
         self._reread = reread
         self._redact = redact
+        self._keyring = keyring
         self._line = Line()
         self._began = now_ms()
         self._upstreams = Upstreams(transport)
@@ -160,6 +164,11 @@ class _Gateway:
         )
         stack.push_async_callback(self._store.close)
         await self._open_store()
+        self._keys = ClientKeys(ClientTable(self._store), self._keyring)
+        with suppress(StoreError):  # then they come as soon as the database can be read
+            await self._keys.load()
+        if tokenizer.INSTALLED:
+            await asyncio.to_thread(tokenizer.load)
         self._prices = Prices({}, {})
         self._recording = Recording(
             self._prices,
@@ -168,6 +177,14 @@ class _Gateway:
             self._redact,
             keeps,
         )
+        self._overview = Overview(
+            lambda: self._relay.routes.pools,
+            self._recording.recent,
+            self._recorder,
+            lambda: (self._relay.in_flight, self._recording.writer.depth),
+            self._company,
+        )
+        self._sampler = HostSampler(self._keep_once, self._overview.gauges)
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
         stack.push_async_callback(self._recording.writer.drain, DRAIN_SECONDS)
         self._lists = ModelLists(
@@ -175,7 +192,7 @@ class _Gateway:
             self._transport,
             key=self._key_to_ask_with,
             refused=self._refused,
-            updated=self._listed,
+            updated=self._keep_once,
         )
         self._builder = Builder(
             listed=self._lists.find,
@@ -187,17 +204,7 @@ class _Gateway:
         self._relay = self._calls.relay = self._build_relay(tasks, configured)
         self._configure(settings, self._relay.routes)
         restored = await self._restore(self._recording.recent)
-        self._overview = Overview(
-            lambda: self._relay.routes.pools,
-            self._recording.recent,
-            self._recorder,
-            lambda: (self._relay.in_flight, self._recording.writer.depth),
-            self._company.member,
-            self._company.state,
-        )
         await self._company.open(stack, self.reload, self._overview.answers)
-        if restored:
-            self._company.begin()
         self._relay.claims = self._company.claims
         self._start_loops(stack, tasks, restored)
         self._add_routes()
@@ -226,22 +233,12 @@ class _Gateway:
             "warnings": list(settings.warnings),
         }
 
-    def _reload_all(self) -> dict[str, Any]:
-        """The same for this process and all other workers."""
-        done = self.reload()
-        self._company.reloaded()
-        return done
-
     def _configure(self, settings: Settings, routes: Routes) -> None:
         """Everything that goes by the providers goes by these."""
         providers = routes.providers
         self._windows.clear()
         self._windows.update({name: each.dialect.windows for name, each in providers.items()})
-        self._prices.configure(
-            settings.prices,
-            {name: catalogue(each) for name, each in providers.items()},
-            frozenset(n for n, each in providers.items() if each.dialect.name == "ollama"),
-        )
+        tariffs.configure(self._prices, settings, providers)
         self._lists.replace(providers.values())
         self._relay.routes = routes
         self._app.state.providers = [
@@ -261,22 +258,16 @@ class _Gateway:
 
     async def _restore(self, recent: Recent | None = None) -> bool:
         """Go on with what was learnt before; False where the database cannot be read yet."""
-        if not self._settings.telemetry.keeps:
-            return True
-        try:
-            async with self._store.reader() as connection:
-                await restore(connection, self._relay.routes.pools, self._began)
-                if recent is not None:
-                    await recent.load(connection)
-        except StoreError:
-            return False
+        if self._settings.telemetry.keeps:
+            try:
+                async with self._store.reader() as connection:
+                    await restore(connection, self._relay.routes.pools, self._began)
+                    if recent is not None:
+                        await recent.load(connection)
+            except StoreError:
+                return False
+        self._company.begin()
         return True
-
-    async def _restore_late(self) -> bool:
-        done = await self._restore()
-        if done:
-            self._company.begin()
-        return done
 
     def _build_relay(
         self, tasks: asyncio.TaskGroup, configured: Mapping[str, ProviderSettings]
@@ -291,6 +282,7 @@ class _Gateway:
                 self._prices.quote,
                 self._redact,
                 settings.telemetry.privacy_level,
+                self._sampler.gpu_memory_used_mb,
             ),
             limits=Limits(
                 settings.server.max_body,
@@ -314,15 +306,15 @@ class _Gateway:
             ),
         ]
         if settings.telemetry.keeps:
+            loops += [self._sampler.run, self._keys.follow]
             once: list[Callable[[], Awaitable[None]]] = [
-                HostSampler(self._recording.keep, self._overview.gauges).run,
                 partial(beside.retain, self._store, settings.telemetry),
                 partial(beside.publish_counts, self._overview.counted, self._recording.keep),
                 *self._overview.loops,
             ]
             loops += [partial(beside.elected, self._company.leads, loop) for loop in once]
         if not restored:
-            loops.append(partial(beside.until, self._restore_late))
+            loops.append(partial(beside.until, self._restore))
         loops += self._company.loops
         for loop in loops:
             stack.callback(tasks.create_task(self._guard(loop)).cancel)
@@ -330,16 +322,21 @@ class _Gateway:
     def _add_routes(self) -> None:
         app = self._app
         app.state.broken = self._recording.broken
-        app.include_router(models_router(lambda: self._settings.models, self._lists.all))
-        app.include_router(
-            admin_router(partial(steer, lambda: self._relay.routes.pools), self._reload_all)
-        )
+        app.include_router(models_router(lambda: targets(self._settings), self._lists.all))
+        steering = partial(steer, lambda: self._relay.routes.pools)
+        app.include_router(admin_router(steering, partial(self._company.reload, self.reload)))
+        app.include_router(clients_router(self._keys, self._store))
         app.include_router(health_router(lambda: app.state.ready))
         kept = self._recording
         app.include_router(
             track_router(kept.call, kept.keep, self._redact, self._settings.telemetry.keeps)
         )
         app.include_router(stats_router(self._store, self._overview))
+
+    def _keep_once(self, item: object) -> None:
+        """Keep what every worker knows, and one of them keeps."""
+        if self._company.leads():
+            self._recording.keep(item)
 
     async def _guard(self, loop: Callable[[], Awaitable[None]]) -> None:
         """A fault in one of the loops is told, and ends neither the others nor the gateway."""
@@ -357,10 +354,6 @@ class _Gateway:
         pool = self._relay.routes.pools.get(provider)  # a reload may just have taken it out
         key = None if pool is None else pool.healthy(monotonic())
         return (key.name, key.secret) if key is not None and key.secret is not None else None
-
-    def _listed(self, models: list[ModelInfo]) -> None:
-        if self._company.leads():
-            self._recording.keep(models)
 
     def _refused(self, provider: str, name: str) -> None:
         """A provider answered 401 to the key with which its list was asked for."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
+from typing import TypeVar
 
 from proxy.election import Election
 from proxy.errors import ConfigError
@@ -21,6 +22,8 @@ from proxy.sharing.types import State
 
 _log = logging.getLogger("tollkeeper")
 
+_T = TypeVar("_T")
+
 
 class Company:
     """``claims`` is None for a gateway that is alone. Workers that are told of a server share
@@ -34,6 +37,7 @@ class Company:
         self.claims: Claims | None = None
         self._election: Election | None = None
         self._unelectable = False
+        self._begun = False
         telemetry, state = settings.telemetry, settings.state
         if member is not None and telemetry.keeps:
             self._election = Election(state_folder(telemetry.database_url) / "elected")
@@ -81,16 +85,19 @@ class Company:
             self.member.serve(again, answers)
             stack.callback(self.member.close)
             await self.member.open()
+            self._tell()
 
     def begin(self) -> None:
-        """The pools know what was learnt before: tell the other workers, who may not."""
-        if self.member is not None and self.shared is None and self.claims is not None:
-            self.member.begin(*self.claims.known())
+        """The pools know now what was learnt before: tell the other workers, who may not."""
+        self._begun = True
+        self._tell()
 
-    def reloaded(self) -> None:
-        """This process was told to read its configuration again, and has."""
+    def reload(self, reload: Callable[[], _T]) -> _T:
+        """Read the configuration again, here and then in the other workers."""
+        done = reload()
         if self.member is not None:
             self.member.reloaded()
+        return done
 
     def leads(self) -> bool:
         """Whether it is for this process to do what one of all workers does. Once it is, it stays
@@ -104,3 +111,8 @@ class Company:
                 self._unelectable = True
                 _log.error("no worker samples, and none lets old rows go: %s", error)
             return False
+
+    def _tell(self) -> None:
+        hub = self.member if self.shared is None else None
+        if self._begun and hub is not None and hub.available and self.claims is not None:
+            hub.begin(*self.claims.known())

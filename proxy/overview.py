@@ -11,13 +11,12 @@ from typing import Any, TypeVar
 import msgspec
 
 from proxy.clock import monotonic, now_ms
+from proxy.company import Company
 from proxy.learnt import counted
 from proxy.routing.counters import CONCURRENT
 from proxy.routing.keypool import KeyPool
 from proxy.routing.rests import WORST
 from proxy.routing.states import states
-from proxy.sharing.member import Member
-from proxy.sharing.types import State
 from proxy.store.filters import Filters
 from proxy.store.recent import Recent
 from proxy.types import CountRecord
@@ -31,8 +30,7 @@ _T = TypeVar("_T")
 
 class Overview:
     """``recent``, ``recorder`` and ``busy`` are this process's own; the last tells the requests in
-    flight, and how much waits to be written. ``member`` is None for one that is alone; else
-    ``state`` is where the uses of limits are counted for all."""
+    flight, and how much waits to be written."""
 
     def __init__(
         self,
@@ -40,15 +38,14 @@ class Overview:
         recent: Recent,
         recorder: Callable[[], Record],
         busy: Callable[[], tuple[int, int]],
-        member: Member | None = None,
-        state: State | None = None,
+        company: Company,
     ) -> None:
         self._pools = pools
         self._recent = recent
         self._recorder = recorder
         self._busy = busy
-        self._member = member
-        self._state = state
+        self._member = company.member
+        self._state = company.state
         self._others = (0, 0)
         self.answers = {
             "keys": lambda asked: _encode(self._keys(_decode(asked, dict[str, int]))),

@@ -95,12 +95,16 @@ class Recording:
             return [self._priced(model) for model in item]
         if not isinstance(item, CallRecord) or not _unsettled(item):
             return item
-        quote = self._prices.quote(item.provider, item.model, _usage(item))
+        quote = self._prices.quote(item.provider, item.model, _usage(item), item.key_id)
         if quote is None:
+            return item
+        said = item.cost_nano_usd, item.list_cost_nano_usd
+        if said == (quote.cost_nano_usd, quote.list_cost_nano_usd):
             return item
         settled = msgspec.structs.replace(
             item,
             cost_nano_usd=quote.cost_nano_usd,
+            list_cost_nano_usd=quote.list_cost_nano_usd,
             cost_source=quote.cost_source,
             price_version=quote.price_version,
         )
@@ -123,7 +127,8 @@ class Recording:
 
 
 def _unsettled(record: CallRecord) -> bool:
-    return record.cost_source == "none" and record.usage_source != "none"
+    unknown = record.cost_source == "none" or record.list_cost_nano_usd is None
+    return unknown and record.usage_source != "none"
 
 
 def _usage(record: CallRecord) -> Usage:
@@ -134,6 +139,11 @@ def _usage(record: CallRecord) -> Usage:
         cached_tokens=record.cached_tokens,
         cache_write_tokens=record.cache_write_tokens,
         reasoning_tokens=record.reasoning_tokens,
+        input_audio_tokens=record.input_audio_tokens,
+        output_audio_tokens=record.output_audio_tokens,
+        input_image_tokens=record.input_image_tokens,
+        output_image_tokens=record.output_image_tokens,
+        cost_nano_usd=record.cost_nano_usd if record.cost_source == "provider" else None,
     )
 
 

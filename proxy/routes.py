@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Iterable, Mapping
 
 from proxy.clock import now_ms
-from proxy.providers import DIALECTS
+from proxy.providers import DIALECTS, OLLAMA_NATIVE
 from proxy.providers.base import Provider
 from proxy.relay.relay import Routes
 from proxy.routing.alias import Alias, Candidate, Cost
@@ -133,7 +133,7 @@ def provider(name: str, settings: ProviderSettings) -> Provider:
     kind = "openai" if settings.type == "demo" else settings.type
     return Provider.of(
         name,
-        DIALECTS[kind],
+        OLLAMA_NATIVE if settings.api == "native" else DIALECTS[kind],
         base_url=settings.base_url,
         account_id=settings.account_id,
         connect=settings.timeouts.connect,
@@ -143,11 +143,12 @@ def provider(name: str, settings: ProviderSettings) -> Provider:
     )
 
 
-def catalogue(provider: Provider) -> str | None:
-    """How the price catalogue knows a provider: by its id, or an address on the internet."""
-    if provider.dialect.catalog is not None:
-        return provider.dialect.catalog
-    return provider.base_url if provider.base_url.startswith("https://") else None
+def targets(settings: Settings) -> dict[str, list[Target]]:
+    """What each alias stands for."""
+    return {
+        name: [_target(each.target) for each in alias.targets]
+        for name, alias in settings.models.items()
+    }
 
 
 def _keys(settings: ProviderSettings) -> list[Key]:

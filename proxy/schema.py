@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -59,7 +58,6 @@ class ServerSettings(Part):
     host: str = Field("127.0.0.1", min_length=1)
     port: Whole = Field(8000, ge=0, le=65535)
     workers: Whole = Field(1, ge=1)
-    """How many processes serve."""
     max_body: Bytes = 20 * 1024 * 1024
     drain: Seconds = 8.0
     """How long calls in flight may go on once the gateway is told to stop."""
@@ -73,13 +71,6 @@ class ServerSettings(Part):
     log_format: Annotated[Literal["auto", "json", "text"], Lower] = "auto"
     """``auto`` is text on a terminal and JSON elsewhere."""
 
-    @field_validator("workers")
-    @classmethod
-    def _one_on_windows(cls, value: int) -> int:
-        if value > 1 and sys.platform == "win32":
-            raise ValueError("several workers cannot share a socket on Windows; accepted: 1")
-        return value
-
 
 class AuthSettings(Part):
     """Who may come in. With neither member the gateway is open, and only on loopback."""
@@ -87,8 +78,11 @@ class AuthSettings(Part):
     master_key: Secret | None = None
     master_key_file: Path | None = None
     """Holds the key; made at the first start if it does not exist."""
+    secret: Secret | None = None
+    """What the hashes of the clients' keys are made with, if not with one that is made at the first
+    start: several gateways with one database need the same."""
 
-    @field_validator("master_key")
+    @field_validator("master_key", "secret")
     @classmethod
     def _unset(cls, value: SecretStr | None) -> SecretStr | None:
         return value or None
@@ -125,6 +119,8 @@ class KeySettings(Part):
     quota_group: str = Field("", min_length=1)
     weight: Weight = 1.0
     limits: LimitSettings = LimitSettings()
+    free_tier: bool | None = None
+    """Whether its calls cost nothing; None: as its provider says."""
 
 
 class TimeoutSettings(Part):
@@ -148,6 +144,10 @@ class ProviderSettings(Part):
     limits: SharedLimits = SharedLimits()
     include_usage: bool | None = None
     """Whether to ask for usage at the end of streams; None: as the type of provider needs."""
+    free_tier: bool = False
+    """Whether calls cost nothing, as they do with keys of a free tier."""
+    api: Annotated[Literal["openai", "native"], Lower] = "openai"
+    """Which paths of an Ollama are asked: ``native`` translates to its own, which tell more."""
 
     @field_validator("keys", mode="before")
     @classmethod
@@ -180,6 +180,8 @@ class ProviderSettings(Part):
         }
         if missing := [name for name, lacks in needed.items() if lacks]:
             raise ValueError(f"type {self.type} needs {' and '.join(missing)}")
+        if self.api == "native" and self.type != "ollama":
+            raise ValueError("api: native is for type ollama; accepted here: openai")
         return self
 
 
@@ -213,12 +215,15 @@ class Alias(Part):
 
 
 class Price(Part):
-    """US dollars per million tokens. A cached token costs what input costs if nothing is said."""
+    """US dollars per million tokens. A token that is cached, or of sound, costs what the others of
+    its side cost if nothing is said."""
 
     input: Usd
     output: Usd
     cached_input: Usd | None = None
     cache_write: Usd | None = None
+    input_audio: Usd | None = None
+    output_audio: Usd | None = None
 
 
 class RetryBudgetSettings(Part):
@@ -332,7 +337,7 @@ class Settings(BaseSettings):
 
     def secrets(self) -> list[str]:
         """Every secret that is configured, for whoever keeps them out of texts."""
-        found = [self.auth.master_key] if self.auth.master_key else []
+        found = [each for each in (self.auth.master_key, self.auth.secret) if each]
         found += [key.value for provider in self.providers.values() for key in provider.keys]
         texts = [secret.get_secret_value() for secret in found]
         return texts + passwords(self.telemetry.database_url) + passwords(self.state.url or "")

@@ -48,6 +48,8 @@ def supervise(
 
     ``reread`` goes to the workers, so it can be pickled.
     """
+    if sys.platform == "win32":
+        raise ConfigError(["server.workers: there is one worker on Windows; accepted: 1"])
     key, made = master_key(settings)
     locked = with_key(settings, key)
     setup(settings.server.log_level, settings.server.log_format, Redactor(locked.secrets()))

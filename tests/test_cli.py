@@ -231,6 +231,23 @@ def test_prune_tells_in_one_line_why_not(capsys: pytest.CaptureFixture[str]) -> 
     assert "argument --older-than: must be a time such as 30d" in capsys.readouterr().err
 
 
+def test_reprice_says_what_changed_or_would(capsys: pytest.CaptureFixture[str]) -> None:
+    recorded(1_735_732_800_000, now_ms())
+    words = ["reprice", "--since", "1d", "--until", "2100-01-01"]
+    assert cli.main([*words, "--dry-run"]) == 0
+    assert capsys.readouterr().out == "rows looked at: 1, would change: 0, newly priced: 0\n"
+    assert cli.main(["reprice", "--since", "2025-01-01"]) == 0
+    assert capsys.readouterr().out == "rows looked at: 2, changed: 0, newly priced: 0\n"
+
+
+def test_reprice_tells_in_one_line_why_not(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["reprice", "--since", "1d"]) == 1
+    assert capsys.readouterr().err.startswith("there is no database ")
+    with pytest.raises(SystemExit):
+        cli.main(["reprice"])
+    assert "required: --since" in capsys.readouterr().err
+
+
 def test_an_unknown_word_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     for words in (["explode"], ["--prot", "1"], ["check", "more"], ["--conf", "x"]):
         with pytest.raises(SystemExit) as caught:

@@ -20,7 +20,7 @@ def given(folder: Path, **more: Any) -> Settings:
 
 
 def member() -> mock.Mock:
-    return mock.Mock(spec=Member, offset_ms=0)
+    return mock.Mock(spec=Member, offset_ms=0, available=True)
 
 
 def test_who_is_alone_shares_with_nobody_and_leads(tmp_path: Path) -> None:
@@ -28,7 +28,7 @@ def test_who_is_alone_shares_with_nobody_and_leads(tmp_path: Path) -> None:
     assert (alone.claims, alone.state, alone.loops) == (None, None, [])
     assert alone.leads()
     alone.begin()
-    alone.reloaded()
+    assert alone.reload(lambda: 7) == 7
     assert not list(tmp_path.iterdir())
 
 
@@ -72,9 +72,23 @@ async def test_workers_share_through_their_supervisor_where_there_is_no_server(
         assert worker.meet.call_args.kwargs["changed"] == company.claims.heard  # type: ignore[union-attr]
         company.begin()
         worker.begin.assert_called_once_with([], [])
-        company.reloaded()
+        assert company.reload(lambda: 7) == 7
         worker.reloaded.assert_called_once_with()
     worker.close.assert_called_once_with()
+
+
+async def test_what_was_known_before_there_was_a_line_is_told_once_there_is(
+    tmp_path: Path,
+) -> None:
+    worker = member()
+    worker.available = False
+    company = Company(given(tmp_path), worker, dict)
+    company.begin()
+    worker.begin.assert_not_called()
+    worker.available = True
+    async with AsyncExitStack() as stack:
+        await company.open(stack, dict, {})
+    worker.begin.assert_called_once_with([], [])
 
 
 async def test_where_there_is_a_server_that_is_it(tmp_path: Path) -> None:

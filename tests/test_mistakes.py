@@ -33,7 +33,7 @@ def key(**members: Any) -> dict[str, Any]:
         (
             key(weigth=1),
             "providers.groq.keys[0].weigth: is not a setting; did you mean weight?"
-            " accepted: limits, name, quota_group, value, weight",
+            " accepted: free_tier, limits, name, quota_group, value, weight",
         ),
         (key(value=1), "providers.groq.keys[0].value: must be text (put it in quotes)"),
         (
@@ -56,6 +56,14 @@ def key(**members: Any) -> dict[str, Any]:
             "providers.cloudflare: type cloudflare needs account_id and keys",
         ),
         ({"providers": {"lab": {"type": "openai"}}}, "providers.lab: type openai needs base_url"),
+        (
+            {"providers": {"lab": {"type": "openai", "base_url": "http://x", "api": "native"}}},
+            "providers.lab: api: native is for type ollama; accepted here: openai",
+        ),
+        (
+            {"providers": {"ollama": {"api": "own"}}},
+            "providers.ollama.api: must be 'openai' or 'native'",
+        ),
         (
             {"providers": {"lab": {}}},
             "providers.lab.type: is missing; accepted:"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -47,14 +48,14 @@ class Worker:
         self.recent = Recent()
         self.recorder: dict[str, Any] = {"recorded": 0, "queued": 0, "last_error": None}
         self.line = Line()
-        line: Any = None if alone else self.line
+        line = None if alone else self.line
+        company: Any = SimpleNamespace(member=line, state=line)
         self.overview = Overview(
             lambda: {"lab": self.pool},
             self.recent,
             lambda: dict(self.recorder),
             lambda: (self.pool.keys[0].in_flight, 3),
-            line,
-            line,
+            company,
         )
 
 

@@ -16,12 +16,12 @@ from proxy.routing.events import Event, Lifted, Parked, Switched
 from proxy.routing.health import Turned
 from proxy.routing.key import Key
 from proxy.routing.rests import Rest
+from proxy.sample import HostSample
 from proxy.types import (
     BreakerRecord,
     CallRecord,
     CooldownRecord,
     FaultRecord,
-    HostSample,
     LiftRecord,
     ModelInfo,
     SwitchRecord,
@@ -47,9 +47,15 @@ class Shop:
     def rates(self, provider: str, model: str) -> Rates | None:
         return self.known.get(model)
 
-    def quote(self, provider: str, model: str, usage: Usage | None) -> Quote | None:
+    def quote(
+        self, provider: str, model: str, usage: Usage | None, key: str | None
+    ) -> Quote | None:
         rates = self.known.get(model)
-        return Quote(usage.total_tokens, "catalog", rates.version) if rates and usage else None
+        if rates is None or usage is None:
+            return None
+        if usage.cost_nano_usd is not None:
+            return Quote(usage.cost_nano_usd, "provider", None, usage.total_tokens)
+        return Quote(usage.total_tokens, "catalog", rates.version, usage.total_tokens)
 
 
 class Office:
@@ -85,7 +91,7 @@ def parked() -> Parked:
 
 async def test_a_call_is_logged_and_kept_as_it_is() -> None:
     office = Office()
-    record = call()
+    record = call(list_cost_nano_usd=985_000)
     office.recording.call(record)
     assert office.logged == [record]
     assert await office.rows() == [record]
@@ -193,7 +199,7 @@ def unpriced(model: str = "llama", **more: object) -> CallRecord:
 
 async def test_a_price_that_was_not_known_at_the_end_of_a_call_is_put_in_later() -> None:
     office = Office(llama=PRICED)
-    priced = call()
+    priced = call(list_cost_nano_usd=985_000)
     for record in (unpriced(), priced, unpriced("secret"), unpriced()):
         office.recording.call(record)
     first, second, third, fourth = await office.rows()
@@ -205,6 +211,24 @@ async def test_a_price_that_was_not_known_at_the_end_of_a_call_is_put_in_later()
     assert isinstance(fourth, CallRecord)
     assert fourth.cost_nano_usd == 1500
     assert office.shop.asked == [{("groq", "llama"), ("groq", "secret")}]
+
+
+async def test_a_list_cost_that_was_not_known_is_put_in_beside_the_providers_own_word() -> None:
+    office = Office(llama=PRICED)
+    told = call(cost_nano_usd=0, cost_source="provider", price_version=None)
+    office.recording.call(told)
+    (row,) = await office.rows()
+    assert isinstance(row, CallRecord)
+    assert (row.cost_nano_usd, row.cost_source, row.list_cost_nano_usd) == (0, "provider", 1500)
+    assert office.recent()[0]["list_cost_usd"] == 1.5e-6
+
+
+async def test_a_call_that_nothing_can_be_added_to_stays_as_it_is() -> None:
+    office = Office(llama=PRICED)
+    unlisted = call(model="secret", cost_source="config", price_version="config 1")
+    office.recording.call(unlisted)
+    (row,) = await office.rows()
+    assert row is unlisted
 
 
 async def test_a_call_without_tokens_has_no_price_to_ask_for() -> None:

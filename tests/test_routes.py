@@ -7,7 +7,7 @@ from pydantic import SecretStr
 
 from proxy.errors import ErrorReason
 from proxy.relay.relay import Routes
-from proxy.routes import Builder, catalogue, provider
+from proxy.routes import Builder, provider
 from proxy.routing.breaker import BreakerRules
 from proxy.routing.events import Event, Parked
 from proxy.routing.keypool import KeyLease, KeyPool
@@ -175,23 +175,6 @@ def test_a_provider_has_its_dialect_address_and_patience() -> None:
     key = KeySettings(name="k", value=SecretStr("v"), quota_group="k")
     cloud = ProviderSettings(type="cloudflare", account_id="abc", keys=[key])
     assert "abc" in provider("cf", cloud).base_url
-
-
-@pytest.mark.parametrize(
-    ("kind", "url", "reference"),
-    [
-        ("groq", None, "groq"),
-        ("openai", "https://api.example.org/v1", "https://api.example.org/v1"),
-        ("openai", URL, None),
-    ],
-)
-def test_the_catalogue_knows_a_provider_by_its_id_or_its_address(
-    kind: Any, url: str | None, reference: str | None
-) -> None:
-    values = KeySettings(name="k", value=SecretStr("v"), quota_group="k")
-    assert catalogue(provider("x", ProviderSettings(type=kind, base_url=url, keys=[values]))) == (
-        reference
-    )
 
 
 # Aliases.

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from proxy.schema import Alias, ProviderSettings, ServerSettings, Settings, is_loopback
+from proxy.schema import Alias, ProviderSettings, Settings, is_loopback
 
 SECRET = "sk-canary-7f3a"
 
@@ -192,11 +192,3 @@ def test_nothing_is_shared_unless_there_is_an_address() -> None:
     assert Settings(state={"url": ""}).state.url is None
     shared = Settings(state={"url": "rediss://h:1/2", "prefix": "blue"}).state
     assert (shared.url, shared.prefix) == ("rediss://h:1/2", "blue")
-
-
-def test_windows_has_one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert ServerSettings(workers=2).workers == 2
-    monkeypatch.setattr("proxy.schema.sys.platform", "win32")
-    assert ServerSettings(workers=1).workers == 1
-    with pytest.raises(ValidationError, match="accepted: 1"):
-        ServerSettings(workers=2)

@@ -14,6 +14,7 @@ import pytest
 
 from proxy import supervisor
 from proxy.config import load
+from proxy.errors import ConfigError
 from proxy.schema import Settings
 from proxy.supervisor import supervise
 
@@ -196,6 +197,13 @@ def test_a_hangup_is_for_all_where_the_new_configuration_holds(
 
     assert run(does, signal.SIGHUP, signal.SIGTERM, then=spoil)[0] == 0
     assert "stays as it was: " in capsys.readouterr().err
+
+
+def test_windows_has_one_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = given(tmp_path)
+    monkeypatch.setattr("proxy.supervisor.sys.platform", "win32")
+    with pytest.raises(ConfigError, match="accepted: 1"):
+        supervise(settings, print, lambda: settings)
 
 
 def test_who_starts_after_a_reload_starts_with_the_new_settings(tmp_path: Path) -> None:

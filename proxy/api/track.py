@@ -11,8 +11,10 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from proxy.api import body
+from proxy.api.body import bad
 from proxy.clock import new_id, now_ms
 from proxy.errors import ErrorReason, GatewayError
 from proxy.redact import shorten
@@ -20,9 +22,6 @@ from proxy.store.events import EventRecord
 from proxy.telemetry.dates import moment
 from proxy.telemetry.record import InvocationRecord, call
 from proxy.types import Caller, CallRecord, FaultRecord
-
-MAX_BODY = 64 * 1024
-"""Bytes; what is told here is names and numbers."""
 
 MOST_ATTRIBUTES = 16
 
@@ -190,7 +189,7 @@ def track_router(
                 code="telemetry_off",
                 should_retry=False,
             )
-        return _read(await _body(request), kind)
+        return await body.told(request, kind)
 
     @router.post("/inference", status_code=201)
     async def inference(request: Request) -> dict[str, Any]:
@@ -213,33 +212,13 @@ def track_router(
     return router
 
 
-async def _body(request: Request) -> bytes:
-    body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > MAX_BODY:
-            message = f"The body is longer than {MAX_BODY} bytes."
-            raise GatewayError(413, message, ErrorReason.TOO_LARGE)
-    return bytes(body)
-
-
-def _read(body: bytes, kind: type[_Told]) -> _Told:
-    """The body as what it should be; GatewayError 422 with the first member that does not hold."""
-    try:
-        return kind.model_validate_json(body)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-    place = first["loc"]
-    raise _bad(str(place[0])[:100] if place else "body", first["msg"])
-
-
 def _made(told: Any, request: Request, redact: Callable[[str], str]) -> Any:
     caller: Caller = request.scope.get("caller") or Caller()
     try:
         return told.row(caller.client_id, redact)
     except ValueError as error:
         name, _, what = str(error).partition(": ")
-        raise _bad(name, what) from None
+        raise bad(name, what) from None
 
 
 def _instant(timestamp: str | None) -> int:
@@ -249,7 +228,3 @@ def _instant(timestamp: str | None) -> int:
         return moment(timestamp)
     except ValueError as error:
         raise ValueError(f"timestamp: {error}") from None
-
-
-def _bad(name: str, what: str) -> GatewayError:
-    return GatewayError(422, f"{name}: {what}", ErrorReason.INVALID_REQUEST, param=name)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from functools import lru_cache
 
-from proxy.metering.meter import Attribution
+from proxy.metering.attempt import Attribution
 
 _WANTED = frozenset(
     (

@@ -17,7 +17,7 @@ import msgspec
 
 from proxy.clock import monotonic
 from proxy.errors import ErrorReason, GatewayError
-from proxy.metering.meter import Attempt
+from proxy.metering.attempt import Attempt
 from proxy.metering.rewrite import model_rewriter
 from proxy.metering.tap import BodyTap, StreamTap
 from proxy.relay.inbound import ClientGone

@@ -18,8 +18,11 @@ import msgspec
 from proxy.clock import monotonic, now_ms
 from proxy.errors import ErrorReason, GatewayError
 from proxy.metering import estimate
+from proxy.metering.attempt import Attribution
 from proxy.metering.meter import LEFT, Books, Meter
 from proxy.providers.base import Provider
+from proxy.providers.residency import Residency
+from proxy.relay.allowed import allowed
 from proxy.relay.attribution import attribution
 from proxy.relay.claims import Claims
 from proxy.relay.client import ClientWatch
@@ -93,6 +96,7 @@ class Relay:
         self._limits = limits
         self._drains = Drains(limits.drain)
         self._start = start
+        self._residency = Residency(transport, start)
         self._refresh_models = refresh_models
         self._broken = broken
 
@@ -114,10 +118,10 @@ class Relay:
             )
             meter.admitted = monotonic()
             inbound = parse(body, operation)
-            meter.asked = inbound.asked
+            meter.asked, meter.prompt = inbound.asked, inbound.prompt
             watch.begin(self._start)
             routes = self.routes
-            call = await self._call(routes, operation, inbound, fields, meter, who.session_id)
+            call = await self._call(routes, operation, inbound, fields, meter, caller, who)
             outbound = await self._serve_or_wait(routes, call)
             plan, demand = call.plan, call.demand
             del body, inbound, call  # a stream may last for minutes, and its prompt be long
@@ -158,7 +162,8 @@ class Relay:
         inbound: Inbound,
         fields: Headers,
         meter: Meter,
-        session: str | None,
+        caller: Caller,
+        who: Attribution,
     ) -> Call:
         """The plan for a request, and until when it may be tried."""
         planner, asked = routes.planner, inbound.asked
@@ -169,12 +174,14 @@ class Relay:
             tokens if tokens is not None else len(inbound.body) // 4,
             asked.max_tokens,
             asked.stream,
-            session or inbound.session,
+            who.session_id or inbound.session,
         )
         now = monotonic()
         plan = planner.plan(inbound.model, demand, now)
         if len(plan.targets) == 1:
             meter.target = plan.targets[0]
+        if caller.client is not None:
+            plan = allowed(plan, caller.client)
         longest = max(routes.providers[target.provider].first_byte for target in plan.targets)
         routes.retries.request(now)
         return Call(operation, inbound, fields, demand, plan, meter, now, now + longest, now)
@@ -271,12 +278,17 @@ class Relay:
         self, routes: Routes, call: Call, target: Target, lease: KeyLease
     ) -> Outbound | Fault:
         attempt = call.meter.attempt(target, call.asked)
+        provider = routes.providers[target.provider]
+        if provider.is_local:
+            attempt.gpu_memory_mb = self._books.gpu_memory_mb()
+        if lease.key.secret is None:
+            self._residency.ask(provider, target.model, attempt.holds)
         found: Outbound | Fault | None = None
         try:
             found = await exchange(
                 call,
                 target,
-                routes.providers[target.provider],
+                provider,
                 routes.pools[target.provider],
                 lease,
                 attempt,

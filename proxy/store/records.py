@@ -7,11 +7,11 @@ from typing import Any
 
 import msgspec
 from sqlalchemy import select
-from sqlalchemy.dialects import sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from proxy.clock import now_ms
-from proxy.store import breakers, catalog, costs, events, faults, limits, rests, samples
+from proxy.sample import HostSample
+from proxy.store import breakers, catalog, codes, costs, events, faults, limits, rests, samples
 from proxy.store.events import EventRecord
 from proxy.store.health import Health
 from proxy.store.tables import api_calls
@@ -23,15 +23,14 @@ from proxy.types import (
     CooldownRecord,
     CountRecord,
     FaultRecord,
-    HostSample,
     LiftRecord,
     ModelInfo,
     SwitchRecord,
 )
 
 _FIELDS = CallRecord.__struct_fields__
-_COST = _FIELDS.index("cost_nano_usd")
-COLUMNS = (*_FIELDS[:_COST], "cost_estimate_usd", *_FIELDS[_COST + 1 : -1])
+_COST = _FIELDS.index("cost_nano_usd")  # and the list price next to it
+COLUMNS = (*_FIELDS[:_COST], "cost_estimate_usd", "list_cost_usd", *_FIELDS[_COST + 2 : -1])
 """The columns that a CallRecord fills, in the order of its fields."""
 
 
@@ -120,9 +119,9 @@ class Ledger:
 def row(record: CallRecord) -> tuple[Any, ...]:
     """The values of ``COLUMNS``."""
     values = msgspec.structs.astuple(record)
-    cost = values[_COST]
-    dollars = None if cost is None else cost / 1e9
-    return (*values[:_COST], dollars, *values[_COST + 1 : -1])
+    cost, listed = values[_COST : _COST + 2]
+    dollars = (None if cost is None else cost / 1e9, None if listed is None else listed / 1e9)
+    return (*values[:_COST], *dollars, *values[_COST + 2 : -1])
 
 
 async def insert_calls(
@@ -133,7 +132,7 @@ async def insert_calls(
         return calls
     if connection.dialect.name == "sqlite":
         # Past SQLAlchemy's handling of single values, which would cost more than the insert.
-        done = await connection.exec_driver_sql(_SQLITE_INSERT, [row(call) for call in calls])
+        done = await connection.exec_driver_sql(*_sqlite_insert(calls))
         if done.rowcount == len(calls):
             return calls
         # The transaction holds the lock for writing, so the newest rows are those of this batch.
@@ -157,9 +156,14 @@ async def insert_calls(
     return fresh
 
 
-def _sqlite_insert() -> str:
-    statement = sqlite.insert(api_calls).on_conflict_do_nothing()
-    return str(statement.compile(dialect=sqlite.dialect(), column_keys=list(COLUMNS)))
-
-
-_SQLITE_INSERT = _sqlite_insert()
+def _sqlite_insert(calls: Sequence[CallRecord]) -> tuple[str, list[tuple[Any, ...]]]:
+    """The statement and its values, without the columns that no call fills: the driver is quick
+    with numbers and texts, and has to think about each None."""
+    nothing = (None,) * len(calls)
+    columns = zip(codes.COLUMNS, zip(*map(codes.packed, calls), strict=True), strict=True)
+    filled = {name: values for name, values in columns if values != nothing}
+    statement = (
+        f"INSERT INTO api_calls ({', '.join(filled)})"
+        f" VALUES ({', '.join('?' * len(filled))}) ON CONFLICT DO NOTHING"
+    )
+    return statement, list(zip(*filled.values(), strict=True))

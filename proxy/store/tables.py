@@ -39,6 +39,8 @@ USAGE_SOURCES = ("provider", "drained", "estimated", "none")
 COST_SOURCES = ("provider", "config", "catalog", "none")
 SEVERITIES = ("info", "warning", "error", "critical")
 LIMIT_SOURCES = ("header", "body", "local", "config")
+CLIENT_LISTS = ("models", "providers", "tags")
+"""JSON lists of texts."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
@@ -136,12 +138,21 @@ api_calls = Table(
     *_ints("http_status", "client_status"),
     *_texts("error_reason", "error_message", "finish_reason"),
     *_floats("response_time_ms", "total_duration_ms", "queue_time_ms", "processing_time_ms"),
-    *_floats("overhead_ms", "ttfb_ms", "time_to_first_token_ms", "tokens_per_second"),
+    *_floats("overhead_ms", "overhead_before_ms", "overhead_after_ms", "ttfb_ms"),
+    *_floats("time_to_first_token_ms", "first_reasoning_ms", "first_content_ms", "first_tool_ms"),
+    *_floats("last_token_ms", "tokens_per_second"),
     *_floats("inter_token_avg_ms", "inter_token_p50_ms", "inter_token_p95_ms", "max_stall_ms"),
-    *_ints("chunk_count", "input_tokens", "output_tokens", "total_tokens"),
+    *_ints("stall_count", "chunk_count"),
+    *_floats("model_load_ms", "prompt_eval_ms", "generation_ms"),
+    Column("is_cold_start", Boolean),
+    *_floats("model_memory_mb", "model_vram_mb", "gpu_memory_used_mb"),
+    *_ints("input_tokens", "output_tokens", "total_tokens"),
     *_ints("cached_tokens", "cache_write_tokens", "reasoning_tokens"),
+    *_ints("input_audio_tokens", "output_audio_tokens"),
+    *_ints("input_image_tokens", "output_image_tokens"),
     Column("usage_source", Text, nullable=False),
     Column("cost_estimate_usd", FLOAT),
+    Column("list_cost_usd", FLOAT),
     Column("cost_source", Text, nullable=False),
     *_texts("price_version"),
     *_ints("message_count", "prompt_length", "response_length"),
@@ -158,7 +169,6 @@ api_calls = Table(
     UniqueConstraint("request_id", "attempt"),
 )
 Index(None, api_calls.c.timestamp)
-Index(None, api_calls.c.provider, api_calls.c.model, api_calls.c.timestamp)
 
 
 def _partial(name: str, where: ColumnElement[bool], *columns: Column[Any]) -> None:
@@ -166,10 +176,9 @@ def _partial(name: str, where: ColumnElement[bool], *columns: Column[Any]) -> No
     Index(name, *columns, sqlite_where=where, postgresql_where=where)
 
 
-_AGENT, _SESSION = api_calls.c.agent_name, api_calls.c.session_id
+_AGENT = api_calls.c.agent_name
 _partial("ix_api_calls_unsuccessful", api_calls.c.status != "success", api_calls.c.timestamp)
 _partial("ix_api_calls_agent", _AGENT.is_not(None), _AGENT, api_calls.c.timestamp)
-_partial("ix_api_calls_session", _SESSION.is_not(None), _SESSION)
 
 rate_limits = Table(
     "rate_limits",
@@ -336,3 +345,24 @@ custom_events = Table(
 )
 Index(None, custom_events.c.timestamp)
 Index(None, custom_events.c.name, custom_events.c.timestamp)
+
+client_keys = Table(
+    "client_keys",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("created_at", Instant, nullable=False),
+    *_texts("owner"),
+    *[Column(name, Text, nullable=False, server_default="[]") for name in CLIENT_LISTS],
+    *_instants("expires_at", "revoked_at"),
+    Column("updated_at", Instant, nullable=False),
+)
+
+client_secrets = Table(
+    "client_secrets",
+    metadata,
+    Column("digest", Text, primary_key=True),
+    Column("client_id", Text, ForeignKey(client_keys.c.id), nullable=False),
+    Column("created_at", Instant, nullable=False),
+    *_instants("expires_at"),
+)

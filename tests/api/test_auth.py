@@ -8,10 +8,12 @@ import pytest
 
 from proxy.api import auth
 from proxy.api.auth import Door
+from proxy.clients import Keyring
 from proxy.types import Caller
 from tests.wire import Client
 
 KEY = "tk-\u00e9-secret"
+RING = Keyring(b"pepper")
 
 
 class Inside:
@@ -37,6 +39,7 @@ class Entrance:
         self.door = Door(
             self.inside,
             master_key=key,
+            keyring=RING,
             named_elsewhere=["/v1/chat/completions"],
             turned_away=self.count,
             state="state",

@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
-from proxy.api import track
+from proxy.api import body, track
 from proxy.types import CallRecord
 from tests.gateway import Gateway, lab
 from tests.upstream import Upstream
@@ -73,7 +73,7 @@ async def test_what_is_not_told_is_unknown_and_the_id_is_made(gateway: Gateway) 
     answer = await tell(gateway, "inference", provider="lab", model="unpriced")
     row = await gateway.row()
     assert row["request_id"] == answer.json()["id"]
-    assert len(row["request_id"]) == 26
+    assert len(row["request_id"]) == 18
     unknown = ("input_tokens", "cost_estimate_usd", "response_time_ms", "temperature", "client_id")
     assert [row[name] for name in unknown] == [None] * 5
     assert (row["status"], row["usage_source"], row["cost_source"]) == ("success", "none", "none")
@@ -230,7 +230,7 @@ async def test_what_is_no_object_is_refused(gateway: Gateway, body: bytes) -> No
 
 
 async def test_a_body_that_is_too_long_is_refused(gateway: Gateway) -> None:
-    answer = await gateway.client.post("/track/error", content=b" " * (track.MAX_BODY + 1))
+    answer = await gateway.client.post("/track/error", content=b" " * (body.MAX_BODY + 1))
     assert answer.status_code == 413
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from proxy.metering.meter import Attribution
+from proxy.metering.attempt import Attribution
 from proxy.relay.attribution import TOOLS, attribution
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"

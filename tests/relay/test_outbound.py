@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from proxy.errors import ErrorReason, GatewayError
-from proxy.metering.meter import Attempt
+from proxy.metering.attempt import Attempt
 from proxy.metering.tap import BodyTap, StreamTap
 from proxy.relay import outbound as module
 from proxy.relay.outbound import STOPPED, Outbound, fault_of, interrupt, send_error

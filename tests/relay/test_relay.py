@@ -14,6 +14,7 @@ from proxy.clock import monotonic
 from proxy.metering.meter import Books
 from proxy.metering.pricing import Quote
 from proxy.providers.base import Provider
+from proxy.providers.ollama import Ollama
 from proxy.providers.openai import OpenAI
 from proxy.relay.claims import Claims
 from proxy.relay.line import Line
@@ -114,6 +115,7 @@ class Call:
         self.body: bytes | None = json.dumps({"model": model, "stream": True}).encode()
         self.headers = [(b"x-agent-name", b"tester")]
         self.key = Key("k1", "sk-1", "org")
+        self.provider = Provider.of("lab", OpenAI(), base_url="http://up/v1")
 
     async def nothing(self) -> None: ...
 
@@ -137,14 +139,20 @@ class Call:
         relay = Relay(
             routes=Routes(
                 planner=Planner(["lab"], {"two": two}, {"m": "lab"}.get, list),
-                providers={"lab": Provider.of("lab", OpenAI(), base_url="http://up/v1")},
+                providers={"lab": self.provider},
                 pools=pools,
                 retries=RetryBudget(),
                 max_wait=3600,
             ),
             line=self.line,
             transport=self.upstream,
-            books=Books(self.records.append, lambda *_: Quote(None, "none", None), str, "metadata"),
+            books=Books(
+                self.records.append,
+                lambda *_: Quote(None, "none", None),
+                str,
+                "metadata",
+                gpu_memory_mb=lambda: 512.0,
+            ),
             limits=Limits(1_000_000, 3600, 3600),
             start=tasks.create_task,
             refresh_models=lambda: self.refresh(),
@@ -362,4 +370,26 @@ async def test_nobody_overtakes_who_waits_already() -> None:
     call.line.nudge()
     await serving
     assert first.done()
+    assert call.row.status == "success"
+
+
+@pytest.mark.parametrize(("host", "used"), [("127.0.0.1", 512.0), ("up", None)])
+async def test_this_machines_gpus_are_told_of_calls_that_it_serves_itself(
+    host: str, used: float | None
+) -> None:
+    call = Call(Upstream())
+    call.provider = Provider.of("lab", OpenAI(), base_url=f"http://{host}/v1")
+    await call.serve()
+    assert (call.row.status, call.row.gpu_memory_used_mb) == ("success", used)
+
+
+@pytest.mark.parametrize(("secret", "asked"), [(None, ["/api/ps"]), ("sk-1", [])])
+async def test_an_ollama_is_asked_for_its_memory_unless_it_is_somebodys_account(
+    secret: str | None, asked: list[str]
+) -> None:
+    call = Call(Upstream(head=lambda: asyncio.sleep(0.01)))
+    call.provider = Provider.of("lab", Ollama(), base_url="http://127.0.0.1/v1")
+    call.key = Key("k1", secret, "org")
+    await call.serve()
+    assert [each.url.path for each in call.upstream.requests if each.method == "GET"] == asked
     assert call.row.status == "success"

@@ -28,12 +28,6 @@ def read(form: str, table: Table, data: bytes) -> list[Row]:
     return [{name: _value(table.c[name], value) for name, value in row.items()} for row in rows]
 
 
-def writable(table: Table, rows: list[Row]) -> list[Row]:
-    """The rows without what the database computes by itself."""
-    computed = {column.name for column in table.c if column.computed is not None}
-    return [{name: row[name] for name in row if name not in computed} for row in rows]
-
-
 def _jsonl(data: bytes) -> list[Row]:
     return [json.loads(line) for line in gzip.decompress(data).splitlines()]
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
+from proxy.clients import Client, Secret
+from proxy.sample import GpuSample, HostSample
+from proxy.store.clients import ClientTable
+from proxy.store.engine import Store
 from proxy.store.events import EventRecord
-from proxy.types import (
-    BreakerRecord,
-    CooldownRecord,
-    FaultRecord,
-    GpuSample,
-    HostSample,
-    ModelInfo,
-)
+from proxy.types import BreakerRecord, CooldownRecord, FaultRecord, ModelInfo
 from tests.store.rows import call, failed
 
 NOON = 1_735_732_800_123
@@ -29,3 +26,9 @@ def everything(at: int, model: str = "llama") -> list[object]:
         [ModelInfo("groq", model, {"id": model}, loaded_at=at)],
         EventRecord(f"e-{model}", at, "cache_hit", 1.0),
     ]
+
+
+async def let_in(store: Store, at: int = NOON) -> None:
+    """A client with a key, which no batch brings."""
+    client = Client(id=f"ck-{at}", name="ann", created_at=at)
+    await ClientTable(store).create(client, Secret(f"d-{at}", client.id, at))

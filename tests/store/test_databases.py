@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select, text
 
+from proxy.sample import GpuSample, HostSample
 from proxy.store import calls, groups, retention, schema, series, sizes, state
 from proxy.store.address import StoreError
 from proxy.store.engine import Store
@@ -18,12 +19,11 @@ from proxy.types import (
     CooldownRecord,
     CountRecord,
     FaultRecord,
-    GpuSample,
-    HostSample,
     ModelInfo,
     SwitchRecord,
 )
 from tests.store.rows import call, failed, read
+from tests.store.stories import let_in
 
 NOON = 1_735_732_800_123
 HEADERS = (
@@ -61,6 +61,7 @@ STORY = [
 async def test_the_story(store: Store) -> None:
     await store.write(STORY)
     await store.write(STORY[:4])
+    await let_in(store)
     async with store.reader() as connection:
         page, _ = await calls.page(connection, window(), 2, None)
         whole = await groups.whole(connection, window())

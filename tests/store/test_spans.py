@@ -10,7 +10,7 @@ from proxy.store.engine import Store
 from proxy.store.spans import Span
 from proxy.store.tables import api_calls, daily_costs, metadata
 from tests.store.rows import call, plan
-from tests.store.stories import NOON, everything
+from tests.store.stories import NOON, everything, let_in
 
 DAY = 86_400_000
 EVER = 4_000_000_000_000
@@ -29,6 +29,7 @@ async def collected(store: Store, span: Span, size: int) -> list[dict[str, Any]]
 @pytest.mark.parametrize("name", metadata.tables)
 async def test_every_table_comes_whole_in_pages(store: Store, name: str) -> None:
     await store.write(everything(NOON))
+    await let_in(store)
     table = metadata.tables[name]
     async with store.reader() as connection:
         whole = {tuple(row) for row in await connection.execute(select(table))}
