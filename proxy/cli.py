@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from proxy.schema import Settings
 from proxy.serve import serve
 from proxy.store.address import StoreError
 from proxy.store.formats import ExportError
+from proxy.supervisor import supervise
 from proxy.when import span, when
 
 _SERVER = {
@@ -43,9 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         words.insert(0, "serve")
     options = _parser().parse_args(words)
 
-    def read() -> Settings:
-        return load(options.config, _arguments(options))
-
+    read = partial(load, options.config, _arguments(options))
     try:
         settings = read()
         if options.command not in ("keys", "export", "prune", "reprice"):  # about keys, providers
@@ -69,7 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             until = now_ms() + 1 if options.until is None else options.until
             print(asyncio.run(reprice(settings, options.since, until, options.dry_run)))
             return 0
-        return serve(settings, lambda text: print(text, flush=True), read)
+        start = serve if settings.server.workers == 1 else supervise
+        return start(settings, lambda text: print(text, flush=True), read)
     except GatewayError as error:
         print(error.message, file=sys.stderr)
         return 1

@@ -71,13 +71,6 @@ class ServerSettings(Part):
     log_format: Annotated[Literal["auto", "json", "text"], Lower] = "auto"
     """``auto`` is text on a terminal and JSON elsewhere."""
 
-    @field_validator("workers")
-    @classmethod
-    def _one_worker(cls, value: int) -> int:
-        if value > 1:
-            raise ValueError("more than one worker comes with a later version; accepted: 1")
-        return value
-
 
 class AuthSettings(Part):
     """Who may come in. With neither member the gateway is open, and only on loopback."""

@@ -28,7 +28,7 @@ HOUSE = (
     "api",
     "app loops routes recording learnt sealing upstreams steering explain progress export prune"
     " clientele tariffs reprice entries"
-    " banner wire serve cli __main__",
+    " banner wire company overview serve worker supervisor cli __main__",
 )
 """The floors, the lowest first: nouns, the parts, the hot path, the door, and who builds it all."""
 

@@ -86,3 +86,8 @@ def test_the_database_is_named_without_its_password(telemetry: dict[str, Any], s
     said = text(telemetry=telemetry)
     assert f"database    {shown}\n" in said
     assert "canary" not in said
+
+
+def test_it_says_how_many_workers_there_are() -> None:
+    assert "workers     3\n" in text(server={"workers": 3})
+    assert "workers" not in text()

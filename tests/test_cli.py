@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import os
+import pickle
 import socket
 import subprocess
 import sys
@@ -50,6 +51,21 @@ def test_serving_is_what_it_does_without_a_command(
     server = settings.server
     assert (server.host, server.port, server.workers, server.drain) == ("::1", 0, 1, 3.0)
     assert (server.log_level, server.log_format) == ("debug", "json")
+
+
+def test_several_workers_have_a_supervisor_whose_words_can_be_passed_on(
+    monkeypatch: pytest.MonkeyPatch, served: list[Settings]
+) -> None:
+    supervised: list[Settings] = []
+
+    def supervise(settings: Settings, announce: object, reread: Callable[[], Settings]) -> int:
+        assert pickle.loads(pickle.dumps(reread))() == settings
+        supervised.append(settings)
+        return 0
+
+    monkeypatch.setattr(cli, "supervise", supervise)
+    assert cli.main(["--workers", "2", "--port", "7"]) == 0
+    assert (len(served), len(supervised), supervised[0].server.port) == (0, 1, 7)
 
 
 def test_no_arguments_at_all_serve_the_defaults(served: list[Settings]) -> None:

@@ -11,7 +11,7 @@ from proxy.routes import Builder, provider
 from proxy.routing.breaker import BreakerRules
 from proxy.routing.events import Event, Parked
 from proxy.routing.keypool import KeyLease, KeyPool
-from proxy.routing.limits import Daily, Limit
+from proxy.routing.limits import Daily, Limit, Sliding, Slots
 from proxy.schema import KeySettings, ProviderSettings, Settings
 from proxy.types import Action, Demand, Target, Verdict
 
@@ -112,6 +112,20 @@ def test_limits_of_keys_groups_and_models_are_counted() -> None:
     [(owner, slots)] = counters.slots()
     assert (owner, slots.amount) == (("", "org", ""), 3)
     assert len(counters.of("a", "org", "small")) == 4
+
+
+@pytest.mark.parametrize(("workers", "part"), [(1, 7), (2, 3), (9, 1)])
+def test_of_calls_at_a_time_each_worker_has_its_part(workers: int, part: int) -> None:
+    limits = {"groups": {"a": {"rpm": 100, "concurrency": 7}}}
+    settings = Settings(
+        server={"workers": workers},
+        providers={"groq": {"keys": keys("a"), "limits": limits}},
+    )
+    pool = Yard().builder.routes(settings, settings.providers).pools["groq"]
+    window, slots = pool.counters.of("a", "a", "m")
+    assert isinstance(window, Sliding)
+    assert isinstance(slots, Slots)
+    assert (window.room, slots.amount) == (100, part)
 
 
 def test_a_day_ends_when_the_providers_does() -> None:

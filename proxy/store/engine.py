@@ -88,19 +88,21 @@ class Store:
                 return
             address.make_folder(self._address)
             writer = _writer(self._address, self._knocking)
+            reader = _readers(self._address, self._knocking)
             try:
-                await schema.ensure(writer, self._address)
+                # Looked at by a reader, for whom it is no matter that another process writes.
+                await schema.ensure(reader, self._address)
                 # The one connection is made here, where nobody is cancelled: the pool would let
                 # others wait for half a minute for one whose making was given up.
                 async with writer.connect():
                     pass
-            except (SQLAlchemyError, OSError) as error:
+            except BaseException as error:
                 await writer.dispose()
-                raise StoreError(self._unusable(error)) from error
-            except BaseException:
-                await writer.dispose()
+                await reader.dispose()
+                if isinstance(error, (SQLAlchemyError, OSError)):
+                    raise StoreError(self._unusable(error)) from error
                 raise
-            self._writer, self._reader = writer, _readers(self._address, self._knocking)
+            self._writer, self._reader = writer, reader
 
     async def close(self) -> None:
         """Give back every connection; the store can be opened again."""

@@ -30,7 +30,7 @@ ROUTING = {
 
 
 def shared(gateway: Gateway) -> Any:
-    return gateway.app.state.reload.__self__._shared
+    return gateway.app.state.reload.__self__._company.shared
 
 
 PROVIDERS = ("requests", "tokens", "refused", "probed", "left", "ordered")

@@ -224,7 +224,7 @@ async def test_a_bad_configuration_is_a_line_for_each_mistake(tmp_path: Path) ->
     assert not (tmp_path / "data").exists()
 
 
-@pytest.mark.parametrize("words", [["--workers", "2"], ["--config", "nowhere.yaml"]])
+@pytest.mark.parametrize("words", [["--workers", "0"], ["--config", "nowhere.yaml"]])
 async def test_what_cannot_be_served_is_one_line(tmp_path: Path, words: list[str]) -> None:
     started = await run("serve", *words, cwd=tmp_path)
     _, said = await asyncio.wait_for(started.communicate(), 20)
