@@ -22,6 +22,7 @@ PLAIN = Redactor([])
         "cfat_" + "a1B2" * 12,
         "cfk_" + "a1B2" * 12,
         "hf_" + "aBcD" * 8,
+        "tk-" + "aB1-_" * 8 + "xyz",
         "sk-proj-abcd**********wxyz",
         "sk-12345...7890",
     ],

@@ -319,6 +319,7 @@ KEYS = {
     "master": "tk-master-canary-91ab",
     "client": "sk-client-canary-77de3f01",
     "redis": "redis-canary-password",
+    "issued": "tk-" + "canary-4e1F_" * 3 + "0123456",
 }
 
 
