@@ -178,6 +178,7 @@ class _Gateway:
             RequestLog(settings.server.log_level, settings.server.log_format),
             self._redact,
             settings.telemetry,
+            None if self._company.shared is None else self._company.shared.row,
         )
         writer = self._recording.writer
         self._overview = Overview(

@@ -18,7 +18,7 @@ from proxy.routing.keypool import KeyPool
 from proxy.routing.rests import WORST
 from proxy.routing.states import states
 from proxy.store.filters import Filters
-from proxy.store.recent import Recent
+from proxy.store.recent import Recent, chosen
 from proxy.types import CountRecord
 
 WATCH_SECONDS = 1.0
@@ -46,6 +46,7 @@ class Overview:
         self._busy = busy
         self._member = company.member
         self._state = company.state
+        self._shared = company.shared
         self._others = (0, 0)
         self.answers = {
             "keys": lambda asked: _encode(self._keys(_decode(asked, dict[str, int]))),
@@ -75,18 +76,17 @@ class Overview:
         return whole
 
     async def recent(self, filters: Filters, limit: int) -> Sequence[msgspec.Raw]:
-        """The calls that ended last, as JSON, the last first."""
+        """The calls that ended last, as JSON, the last first: those of all gateways that share a
+        state, as long as that is there, else those of this host's workers."""
+        rows = None if self._shared is None else await self._shared.newest()
+        if rows is not None:  # of all gateways that share it, this one among them
+            calls = [msgspec.Raw(each) for each in rows]
+            return chosen(_in_order(calls), filters, limit)
         mine = self._recent.newest(filters, limit)
         if self._member is None:
             return mine
         payloads = await self._member.ask("recent", _encode((filters, limit)))
-        calls = [*mine, *(call for each in payloads for call in _calls.decode(each))]
-        found: dict[tuple[str, int], tuple[str, msgspec.Raw]] = {}
-        for call in calls:  # one that was restored at a start is held by several
-            ended = _ended.decode(call)
-            found.setdefault((ended.request_id, ended.attempt), (ended.finished_at, call))
-        newest = sorted(found.values(), key=lambda each: each[0], reverse=True)
-        return [call for _, call in newest[:limit]]
+        return _in_order([*mine, *(c for each in payloads for c in _calls.decode(each))])[:limit]
 
     async def counted(self) -> list[CountRecord]:
         """What the configured limits have counted."""
@@ -133,6 +133,16 @@ class Overview:
 
     def _counted(self, counts: Mapping[str, int]) -> list[CountRecord]:
         return counted(self._pools().values(), counts)
+
+
+def _in_order(calls: Iterable[msgspec.Raw]) -> list[msgspec.Raw]:
+    """The last that ended first; one that several tell of is there once, as the first told it."""
+    found: dict[tuple[str, int], tuple[str, msgspec.Raw]] = {}
+    for call in calls:  # one that was restored at a start is held by several
+        ended = _ended.decode(call)
+        found.setdefault((ended.request_id, ended.attempt), (ended.finished_at, call))
+    newest = sorted(found.values(), key=lambda each: each[0], reverse=True)
+    return [call for _, call in newest]
 
 
 def together(views: Iterable[list[Record]]) -> list[Record]:

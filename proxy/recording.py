@@ -22,7 +22,7 @@ from proxy.schema import TelemetrySettings
 from proxy.sealing import Sealing
 from proxy.store.engine import Store
 from proxy.store.positions import Moves
-from proxy.store.recent import Recent
+from proxy.store.recent import Recent, encoded
 from proxy.types import CallRecord, FaultRecord, ModelInfo, Usage
 
 _CAUSES = 5
@@ -34,8 +34,9 @@ _log = logging.getLogger("tollkeeper")
 class Recording:
     """Takes what the parts report. Without a ``writer`` it is logged, and nothing is kept.
 
-    ``content`` takes what a call said, and is None where that is not to be kept. ``prices`` may not
-    know a model when its first call ends, so every batch is settled before it is written.
+    ``share`` takes the row of each call for other gateways to show, as JSON. ``content`` takes what
+    a call said, and is None where that is not to be kept. ``prices`` may not know a model when its
+    first call ends, so every batch is settled before it is written.
     """
 
     def __init__(
@@ -45,7 +46,9 @@ class Recording:
         log_request: Callable[[CallRecord], None],
         redact: Redactor,
         telemetry: TelemetrySettings,
+        share: Callable[[bytes], None] | None = None,
     ) -> None:
+        self._share = share
         self.writer: Writer | None = None
         if telemetry.keeps:
             self.writer = Writer(
@@ -104,6 +107,11 @@ class Recording:
         self._log_request(record)
         if self.writer is not None:
             self.recent.add(record)
+            self._show(record)
+
+    def _show(self, record: CallRecord) -> None:
+        if self._share is not None:
+            self._share(bytes(encoded(record)))
 
     def learnt(self, event: Event) -> None:
         """A key pool has changed what it does."""
@@ -167,6 +175,7 @@ class Recording:
             price_version=quote.price_version,
         )
         self.recent.amend(settled)
+        self._show(settled)
         return settled
 
     def _priced(self, model: ModelInfo) -> ModelInfo:

@@ -49,7 +49,7 @@ class Worker:
         self.recorder: dict[str, Any] = {"recorded": 0, "queued": 0, "last_error": None}
         self.line = Line()
         line = None if alone else self.line
-        company: Any = SimpleNamespace(member=line, state=line)
+        company: Any = SimpleNamespace(member=line, state=line, shared=None)
         self.overview = Overview(
             lambda: {"lab": self.pool},
             self.recent,
