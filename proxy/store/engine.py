@@ -147,7 +147,12 @@ def _writer(where: URL) -> AsyncEngine:
 def _readers(where: URL) -> AsyncEngine:
     if where.get_backend_name() == "sqlite":
         return _sqlite(where, "BEGIN", connections=2, busy_timeout=_READER_BUSY_MS, query_only="ON")
-    return _postgresql(where, connections=4, default_transaction_read_only="on")
+    return _postgresql(
+        where,
+        connections=4,
+        default_transaction_read_only="on",
+        default_transaction_isolation="repeatable read",
+    )
 
 
 async def _in_memory() -> AsyncEngine:

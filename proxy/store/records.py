@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from proxy.clock import now_ms
 from proxy.sample import HostSample
-from proxy.store import breakers, catalog, costs, events, faults, limits, rests, samples
+from proxy.store import breakers, catalog, costs, events, faults, limits, rests, rollups, samples
 from proxy.store.events import EventRecord
 from proxy.store.health import Health
 from proxy.store.tables import api_calls
@@ -100,6 +100,7 @@ class Ledger:
             await health.save(connection)
             await speeds.save(connection)
             await costs.add(connection, calls)
+            await rollups.add(connection, calls)
             await limits.save_headers(connection, calls, self._windows)
             await rests.save_cooldowns(connection, batch.cooldowns)
             await rests.save_switches(connection, batch.switches)

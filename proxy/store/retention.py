@@ -1,9 +1,9 @@
 """Old rows go, a few at a time, so that neither readers nor the batch writer wait for it.
 
-``daily_costs`` and ``models`` are kept for ever, and so are the keys that an operator took out. Of
-the tables of current state, rows go that nothing has touched for as long. With an archive, calls go
-by whole days (UTC), once the day is in its file, and nothing goes at all while that cannot be
-written.
+``daily_costs``, ``models`` and the rollups by day are kept for ever, and so are the keys that an
+operator took out; the other rollups have ages of their own. Of the tables of current state, rows go
+that nothing has touched for as long. With an archive, calls go by whole days (UTC), once the day is
+in its file, and nothing goes at all while that cannot be written.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import logging
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
 
-from sqlalchemy import Column, ColumnElement, Table, delete, func, select, true
+from sqlalchemy import Column, ColumnElement, Table, delete, func, select, true, tuple_
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -23,6 +23,7 @@ from proxy.store.address import StoreError
 from proxy.store.archive import DAY_MS, Archive, ArchiveError
 from proxy.store.engine import Reader, Store
 from proxy.store.rests import DISABLED
+from proxy.store.rollups import GRAINS
 from proxy.store.tables import (
     api_calls,
     custom_events,
@@ -31,6 +32,8 @@ from proxy.store.tables import (
     provider_health,
     provider_health_events,
     rate_limits,
+    rollups_hour,
+    rollups_minute,
     system_metrics,
     tps_metrics,
 )
@@ -45,8 +48,13 @@ AGES: tuple[Column[int], ...] = (
     provider_health.c.updated_at,
     provider_health_events.c.timestamp,
     custom_events.c.timestamp,
+    rollups_minute.c.start,
+    rollups_hour.c.start,
 )
 """The tables that rows go from, by the column that says how old a row is."""
+
+_OWN = {grain.table: grain.kept for grain in GRAINS}
+"""Ages in milliseconds that are not for the settings to say."""
 
 _GOES = {rate_limits: rate_limits.c.limit_type != DISABLED}
 """Which of a table's rows go at all."""
@@ -58,7 +66,8 @@ _log = logging.getLogger("tollkeeper.store")
 
 
 async def run(store: Store, days: int, archive: Archive | None = None) -> int:
-    """Delete what is older than ``days`` now; 0 days keep everything. Returns the rows deleted.
+    """Delete what is older than ``days`` now; 0 days keep all but old rollups. Returns the rows
+    deleted.
 
     StoreError if the database or the archive cannot be written; what was deleted before that stays
     deleted. That the archive cannot be written is told in the log, too, once.
@@ -77,9 +86,9 @@ async def run(store: Store, days: int, archive: Archive | None = None) -> int:
 
 async def prune(store: Store, days: int, now: int, archive: Archive | None = None) -> int:
     """``run`` at the instant ``now``, in UTC milliseconds."""
-    if days == 0 or not store.keeps:
+    if not store.keeps:
         return 0
-    return await let_go(store, now - days * DAY_MS, archive)
+    return await let_go(store, now - days * DAY_MS if days else 0, archive)
 
 
 async def let_go(
@@ -117,8 +126,12 @@ def _ends(before: int, archived: bool) -> Iterator[tuple[Column[int], int]]:
     """For each table the instant before which its rows go. Archived days go when they are over, so
     that a file is written once."""
     for age in AGES:
-        whole = archived and age.table is api_calls
-        yield age, before // DAY_MS * DAY_MS if whole else before
+        if age.table in _OWN:
+            yield age, now_ms() - _OWN[age.table]
+        elif archived and age.table is api_calls:
+            yield age, before // DAY_MS * DAY_MS
+        else:
+            yield age, before
 
 
 def _old(age: Column[int], end: int) -> tuple[ColumnElement[bool], ...]:
@@ -130,15 +143,16 @@ async def _steps(
 ) -> AsyncGenerator[int]:
     """Delete a chunk at a time, and tell its size."""
     for age, end in _ends(before, archive is not None):
-        ids = age.table.c.id
+        key = tuple_(*age.table.primary_key)
         if archive is not None and age.table is api_calls:
             while (day := await _oldest_day(store, end)) is not None:
                 safe = await archive.keep(store, day)
                 for at in range(0, len(safe), _CHUNK):
-                    yield await _delete(engine, ids.in_(safe[at : at + _CHUNK]), age.table)
+                    chunk = api_calls.c.id.in_(safe[at : at + _CHUNK])
+                    yield await _delete(engine, chunk, api_calls)
             continue
-        oldest = select(ids).where(*_old(age, end)).order_by(age).limit(_CHUNK)
-        while count := await _delete(engine, ids.in_(oldest), age.table):
+        oldest = select(*age.table.primary_key).where(*_old(age, end)).order_by(age).limit(_CHUNK)
+        while count := await _delete(engine, key.in_(oldest), age.table):
             yield count
 
 

@@ -16,7 +16,10 @@ from proxy.store.pages import Row
 
 PAGE = 1000
 
-_INSTANTS = ("timestamp", "window_start", "last_updated", "updated_at", "last_seen", "date")
+_INSTANTS = (
+    *("timestamp", "window_start", "last_updated", "updated_at", "last_seen", "date"),
+    *("start", "first_seen"),
+)
 
 
 class Span(NamedTuple):

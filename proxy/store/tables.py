@@ -25,6 +25,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     Table,
     Text,
@@ -345,3 +346,32 @@ custom_events = Table(
 )
 Index(None, custom_events.c.timestamp)
 Index(None, custom_events.c.name, custom_events.c.timestamp)
+
+rollup_series = Table(
+    "rollup_series",
+    metadata,
+    Column("id", INT, primary_key=True, autoincrement=False),
+    Column("is_total", Boolean, nullable=False),
+    *_key("provider", "model", "key_id", "client_id", "agent_name", "tool_name"),
+    *_key("endpoint", "status", "error_reason"),
+    Column("first_seen", Instant, nullable=False),
+)
+
+
+def _rollups(name: str) -> Table:
+    return Table(
+        name,
+        metadata,
+        Column("start", Instant, primary_key=True),
+        Column("series_id", INT, primary_key=True, autoincrement=False),
+        *_counts("attempts", "requests", "failovers", "unpriced"),
+        *_ints("input_tokens", "output_tokens", "total_tokens", "nano_usd"),
+        *_counts("latency_total", "ttft_total", "speed_total"),
+        *[Column(f"{name}_sketch", LargeBinary) for name in ("latency", "ttft", "speed")],
+        sqlite_with_rowid=False,
+    )
+
+
+rollups_minute = _rollups("rollups_minute")
+rollups_hour = _rollups("rollups_hour")
+rollups_day = _rollups("rollups_day")

@@ -13,6 +13,7 @@ import asyncpg
 import pytest
 from sqlalchemy import insert, select
 
+from proxy.clock import now_ms
 from proxy.store import formats
 from proxy.store.engine import Store
 from proxy.store.formats import ExportError
@@ -44,7 +45,7 @@ async def stores(
         made = [Store(full), Store(new)]
         for store in made:
             await store.open()
-        await made[0].write([*everything(NOON), *HARD])
+        await made[0].write([*HARD, *everything(now_ms())])
         yield made
         for store in made:
             await store.close()
