@@ -6,14 +6,14 @@ it counts beside the columns named here is left out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import sqlalchemy as sa
 from alembic import op
 
 from proxy.clock import now_ms
-from proxy.store.rollups import DAY, HOUR, MINUTE, Series, Tally, series_id
+from proxy.store.rollups import DAY, HOUR, MINUTE, Series, Tallies, Tally, gathered, series_id
 from proxy.store.sketch import Sketch
 from proxy.store.tables import Instant
 
@@ -51,14 +51,12 @@ _calls = sa.table(
     sa.column("cost_estimate_usd", FLOAT),
 )
 
-Tallies = dict[tuple[int, Series], Tally]
-
 
 def upgrade() -> None:
     op.create_table(
         "rollup_series",
         sa.Column("id", INT, nullable=False),
-        sa.Column("is_total", sa.Boolean, nullable=False),
+        sa.Column("scope", sa.Text, nullable=False),
         *[sa.Column(name, sa.Text, nullable=False, server_default="") for name in _SERIES],
         sa.Column("first_seen", INSTANT, nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_rollup_series"),
@@ -88,28 +86,27 @@ def _counts(*names: str) -> list[sa.Column[int]]:
 def _fill(connection: sa.Connection, now: int) -> None:
     """Count all calls, an hour at a time."""
     known: set[Series] = set()
-    day: Tallies = {}
     hour: Tallies = {}
+    hours: list[tuple[tuple[int, Series], Tally]] = []
     for call in _in_order(connection):
         at = call.timestamp
         if hour and at // HOUR != next(iter(hour))[0] // HOUR:
-            _close_hour(connection, hour, day, now)
+            hours += _close_hour(connection, hour, now)
             hour = {}
-        if day and at // DAY != next(iter(day))[0] // DAY:
-            _write(connection, "day", day)
-            day = {}
-        series = Series(False, *[getattr(call, name) or "" for name in _SERIES])
+        if hours and at // DAY != hours[0][0][0] // DAY:
+            _close_day(connection, hours)
+            hours = []
+        series = Series("caller", *[getattr(call, name) or "" for name in _SERIES])
         start = at - at % (MINUTE if at >= now - _MINUTES_KEPT else HOUR)
-        for each in (series, Series(True, status=series.status)):
-            if each not in known:
-                known.add(each)
-                _introduce(connection, each, at)
+        if series not in known:
+            for wider in set(series.wider()) - known:
+                _introduce(connection, wider, at)
+            known.update((series, *series.wider()))
         tally = hour.get((start, series))
         if tally is None:
             tally = hour[start, series] = Tally()
         tally.count(call)
-    _close_hour(connection, hour, day, now)
-    _write(connection, "day", day)
+    _close_day(connection, [*hours, *_close_hour(connection, hour, now)])
 
 
 def _in_order(connection: sa.Connection) -> Iterator[Any]:
@@ -124,32 +121,37 @@ def _in_order(connection: sa.Connection) -> Iterator[Any]:
         rows = connection.execute(query.where(sa.tuple_(c.timestamp, c.id) > last)).all()
 
 
-def _close_hour(connection: sa.Connection, hour: Tallies, day: Tallies, now: int) -> None:
-    """Write an hour of which all calls are counted, and add it to its day."""
-    for (start, series), tally in list(hour.items()):
-        _put(hour, (start, Series(True, status=series.status)), tally)
-    hours: Tallies = {}
-    for (start, series), tally in hour.items():
-        _put(hours, (start - start % HOUR, series), tally)
-        _put(day, (start - start % DAY, series), tally)
-    kept = {key: tally for key, tally in hours.items() if key[0] >= now - _HOURS_KEPT}
-    _write(connection, "hour", kept)
-    kept = {key: tally for key, tally in hour.items() if key[0] >= now - _MINUTES_KEPT}
-    _write(connection, "minute", kept)
+def _close_hour(
+    connection: sa.Connection, callers: Tallies, now: int
+) -> Iterable[tuple[tuple[int, Series], Tally]]:
+    """Write an hour of which all calls are counted, and return what it adds to its day."""
+    spans = gathered(
+        ((start, series), tally)
+        for (start, caller), tally in callers.items()
+        for series in caller.wider()
+    )
+    hours = gathered(
+        ((start - start % HOUR, series), tally) for (start, series), tally in spans.items()
+    )
+    for span, tallies, kept in (("minute", spans, _MINUTES_KEPT), ("hour", hours, _HOURS_KEPT)):
+        _write(connection, span, {k: tally for k, tally in tallies.items() if k[0] >= now - kept})
+    return hours.items()
 
 
-def _put(tallies: Tallies, key: tuple[int, Series], tally: Tally) -> None:
-    held = tallies.get(key)
-    tallies[key] = tally if held is None else held.plus(tally)
+def _close_day(
+    connection: sa.Connection, hours: Iterable[tuple[tuple[int, Series], Tally]]
+) -> None:
+    days = gathered(((start - start % DAY, series), tally) for (start, series), tally in hours)
+    _write(connection, "day", days)
 
 
 def _introduce(connection: sa.Connection, series: Series, at: int) -> None:
     table = sa.table(
         "rollup_series",
-        *[sa.column(name) for name in ("id", "is_total", *_SERIES)],
+        *[sa.column(name) for name in ("id", "scope", *_SERIES)],
         sa.column("first_seen", Instant),
     )
-    row = {"id": series_id(series), "first_seen": at - at % DAY, "is_total": series.is_total}
+    row = {"id": series_id(series), "first_seen": at - at % DAY, "scope": series.scope}
     names = {name: getattr(series, name) for name in _SERIES}
     connection.execute(sa.insert(table), row | names)
 

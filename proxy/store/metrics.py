@@ -15,8 +15,7 @@ within 2 % where sketches tell them. All else is exact everywhere.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, case, func, literal_column, select
@@ -104,47 +103,55 @@ async def _sketched(
     connection: AsyncConnection, asked: Asked, pieces: Sequence[Piece], names: Sequence[str]
 ) -> dict[str, dict[Key, Values]]:
     """The distributions from rollups, and from the rows beside them."""
-    sums: dict[tuple[str, Key], _Sum] = defaultdict(_Sum)
+    sums: dict[Key, list[_Sum]] = {}
     for piece in pieces:
         query = sources.values(piece, asked, names)
         rows = await connection.stream(query, execution_options={"yield_per": _STEP})
         async for part in rows.partitions():
-            for row in part:
-                key, values = tuple(row[: asked.width]), iter(row[asked.width :])
-                for name in names:
-                    if piece.is_rolled:
-                        sums[name, key].add_rollup(next(values), next(values))
-                    else:
-                        sums[name, key].add_value(next(values))
+            _add(sums, part, asked.width, len(names), piece.is_rolled)
     found: dict[str, dict[Key, Values]] = {name: {} for name in names}
-    for (name, key), held in sums.items():
-        if (values := held.spread()) is not None:
-            found[name][key] = values
+    for key, held in sums.items():
+        for name, each in zip(names, held, strict=True):
+            if (values := each.spread()) is not None:
+                found[name][key] = values
     return found
 
 
+def _add(
+    sums: dict[Key, list[_Sum]], rows: Iterable[Any], width: int, size: int, rolled: bool
+) -> None:
+    """Add rows of ``sources.values``: the ``width`` parts of a key, then ``size`` distributions."""
+    for row in rows:
+        key = row[:width]
+        held = sums.get(key)
+        if held is None:
+            held = sums[key] = [_Sum() for _ in range(size)]
+        if rolled:
+            for each, total, dump in zip(held, row[width::2], row[width + 1 :: 2], strict=True):
+                if dump:
+                    each.total += total
+                    each.lanes += lanes(dump)
+        else:
+            for each, value in zip(held, row[width:], strict=True):
+                if value is not None:
+                    each.total += thousandths(value)
+                    each.sketch.add(value)
+
+
 class _Sum:
-    """What is known of one distribution of one group."""
+    """What is known of one distribution of one group: in rollups, and in the calls beside them."""
+
+    __slots__ = ("lanes", "sketch", "total")
 
     def __init__(self) -> None:
-        self._total = self._lanes = 0
-        self._sketch = Sketch()
-
-    def add_rollup(self, total: int, dump: bytes | None) -> None:
-        if dump:
-            self._total += total
-            self._lanes += lanes(dump)
-
-    def add_value(self, value: float | None) -> None:
-        if value is not None:
-            self._total += thousandths(value)
-            self._sketch.add(value)
+        self.total = self.lanes = 0
+        self.sketch = Sketch()
 
     def spread(self) -> Values | None:
         """None without values."""
-        whole = self._sketch.plus(of_lanes(self._lanes))
+        whole = self.sketch.plus(of_lanes(self.lanes))
         shares = whole.quantiles(*(percent / 100 for percent in PERCENTILES))
-        return _spread(self._total, whole.count, shares) if shares else None
+        return _spread(self.total, whole.count, shares) if shares else None
 
 
 def _spread(total: int, size: int, shares: Sequence[float]) -> Values:

@@ -1,12 +1,14 @@
 """Sums of calls by minute, hour and day, written in the transaction of the rows they count.
 
-A series is what calls have in common: provider, model, key, client, agent, tool, endpoint, status
-and reason, ``""`` for none. For each status there is also the series of all calls together. A call
-belongs to the span in which it began. Tokens and nano-dollars are None where no call of the span
-has any; ``*_total`` are sums of thousandths, so that they are exact: see ``thousandths``.
+A series is what calls have in common, ``""`` for none. Each call counts in the series of all calls
+of its status (scope ``all``), in that of its provider, model, key, endpoint, status and reason
+(``service``), and in one with its client, agent and tool beside these (``caller``) if it has any:
+so few rows answer the common questions.
 
-Rows are read, added to and written back, so that two writers must not do it at once: SQLite lets
-only one write, and on PostgreSQL rows are locked in the order of their keys.
+A call belongs to the span in which it began. Tokens and nano-dollars are None where no call of the
+span has any; ``*_total`` are sums of thousandths, so that they are exact: see ``thousandths``. Rows
+are read, added to and written back, so that two writers must not do it at once: SQLite lets only
+one write, and on PostgreSQL rows are locked in the order of their keys.
 """
 
 from __future__ import annotations
@@ -60,7 +62,7 @@ GRAINS = (
 class Series(NamedTuple):
     """What calls have in common; columns of ``rollup_series``."""
 
-    is_total: bool = False
+    scope: str
     provider: str = ""
     model: str = ""
     key_id: str = ""
@@ -70,6 +72,13 @@ class Series(NamedTuple):
     endpoint: str = ""
     status: str = ""
     error_reason: str = ""
+
+    def wider(self) -> Iterator[Series]:
+        """The series of a ``caller`` and those that its calls count in, too."""
+        yield Series("all", status=self.status)
+        yield self._replace(scope="service", client_id="", agent_name="", tool_name="")
+        if self.client_id or self.agent_name or self.tool_name:
+            yield self
 
 
 DIMENSIONS = Series._fields[1:]
@@ -114,24 +123,22 @@ class Tally(msgspec.Struct):
             self.speed_total += thousandths(call.tokens_per_second)
             self.speed_sketch.add(call.tokens_per_second)
 
-    def plus(self, other: Tally) -> Tally:
-        """A new tally with the calls of both."""
-        return Tally(
-            self.attempts + other.attempts,
-            self.requests + other.requests,
-            self.failovers + other.failovers,
-            self.unpriced + other.unpriced,
-            plus(self.input_tokens, other.input_tokens),
-            plus(self.output_tokens, other.output_tokens),
-            plus(self.total_tokens, other.total_tokens),
-            plus(self.nano_usd, other.nano_usd),
-            self.latency_total + other.latency_total,
-            self.ttft_total + other.ttft_total,
-            self.speed_total + other.speed_total,
-            self.latency_sketch.plus(other.latency_sketch),
-            self.ttft_sketch.plus(other.ttft_sketch),
-            self.speed_sketch.plus(other.speed_sketch),
-        )
+    def update(self, other: Tally) -> None:
+        """Add the calls of another tally."""
+        self.attempts += other.attempts
+        self.requests += other.requests
+        self.failovers += other.failovers
+        self.unpriced += other.unpriced
+        self.input_tokens = plus(self.input_tokens, other.input_tokens)
+        self.output_tokens = plus(self.output_tokens, other.output_tokens)
+        self.total_tokens = plus(self.total_tokens, other.total_tokens)
+        self.nano_usd = plus(self.nano_usd, other.nano_usd)
+        self.latency_total += other.latency_total
+        self.ttft_total += other.ttft_total
+        self.speed_total += other.speed_total
+        self.latency_sketch.update(other.latency_sketch)
+        self.ttft_sketch.update(other.ttft_sketch)
+        self.speed_sketch.update(other.speed_sketch)
 
 
 Tallies = dict[tuple[int, Series], Tally]
@@ -173,9 +180,9 @@ async def reprice(
         change = Tally(
             unpriced=used * ((new is None) - (old is None)), nano_usd=(new or 0) - (old or 0)
         )
-        series = Series(False, *[row[name] or "" for name in DIMENSIONS])
+        series = Series("caller", *[row[name] or "" for name in DIMENSIONS])
         key = (row["timestamp"] - row["timestamp"] % MINUTE, series)
-        minutes[key] = minutes.get(key, Tally()).plus(change)
+        minutes.setdefault(key, Tally()).update(change)
     await _save(connection, minutes)
 
 
@@ -197,13 +204,13 @@ def series_id(series: Series) -> int:
     return int.from_bytes(digest) >> 1
 
 
-TOTALS = [series_id(Series(True, status=status)) for status in STATUSES]
+TOTALS = [series_id(Series("all", status=status)) for status in STATUSES]
 """The ids of the series that hold all calls of a status."""
 
 
 def _series(call: CallRecord) -> Series:
     return Series(
-        False,
+        "caller",
         call.provider,
         call.model,
         call.key_id or "",
@@ -223,17 +230,20 @@ def plus(one: int | None, other: int | None) -> int | None:
     return one + other
 
 
-async def _save(connection: AsyncConnection, minutes: Tallies) -> None:
-    """Add to the rows of all spans that are still kept."""
-    if not minutes:
+async def _save(connection: AsyncConnection, callers: Tallies) -> None:
+    """Add to the rows of all series, and of all spans that are still kept."""
+    if not callers:
         return
-    for (start, series), tally in list(minutes.items()):
-        _put(minutes, (start, Series(True, status=series.status)), tally)
-    now, tallies = now_ms(), minutes
+    tallies = gathered(
+        ((start, series), tally)
+        for (start, caller), tally in callers.items()
+        for series in caller.wider()
+    )
+    now = now_ms()
     for table, length, kept in GRAINS:
-        shorter, tallies = tallies, {}
-        for (start, series), tally in shorter.items():
-            _put(tallies, (start - start % length, series), tally)
+        tallies = gathered(
+            ((start - start % length, series), tally) for (start, series), tally in tallies.items()
+        )
         rows = {
             (start, series_id(series)): tally
             for (start, series), tally in tallies.items()
@@ -247,9 +257,19 @@ async def _save(connection: AsyncConnection, minutes: Tallies) -> None:
     await _introduce(connection, [key for key in tallies if series_id(key[1]) in new])
 
 
-def _put(tallies: Tallies, key: tuple[int, Series], tally: Tally) -> None:
-    held = tallies.get(key)
-    tallies[key] = tally if held is None else held.plus(tally)
+def gathered(parts: Iterable[tuple[tuple[int, Series], Tally]]) -> Tallies:
+    """One tally for each key. One that was alone is the same, not a copy."""
+    found: dict[tuple[int, Series], list[Tally]] = {}
+    for key, tally in parts:
+        found.setdefault(key, []).append(tally)
+    return {key: same[0] if len(same) == 1 else _together(same) for key, same in found.items()}
+
+
+def _together(tallies: Iterable[Tally]) -> Tally:
+    whole = Tally()
+    for tally in tallies:
+        whole.update(tally)
+    return whole
 
 
 async def _introduce(connection: AsyncConnection, days: Iterable[tuple[int, Series]]) -> None:

@@ -12,7 +12,7 @@ import math
 import struct
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import accumulate
 
 import msgspec
@@ -41,14 +41,18 @@ class Sketch(msgspec.Struct):
 
     def extend(self, values: Iterable[float]) -> None:
         """Count many values."""
-        self.counts = self.plus(Sketch(Counter(map(_step, values)))).counts
+        self.update(Sketch(Counter(map(_step, values))))
+
+    def update(self, other: Sketch) -> None:
+        """Count the values of another one."""
+        for step, count in other.counts.items():
+            self.counts[step] = self.counts.get(step, 0) + count
 
     def plus(self, other: Sketch) -> Sketch:
         """A new sketch with the values of both."""
-        counts = dict(self.counts)
-        for step, count in other.counts.items():
-            counts[step] = counts.get(step, 0) + count
-        return Sketch(counts)
+        both = Sketch(dict(self.counts))
+        both.update(other)
+        return both
 
     @property
     def count(self) -> int:
@@ -77,11 +81,9 @@ class Sketch(msgspec.Struct):
         """What a dump becomes with these values too; None without any."""
         if not self.counts:
             return dump
-        return (dump and self._into(dump)) or _dumped(self.lanes() + lanes(dump))
-
-    def lanes(self) -> int:
-        """The counts as one number, as ``lanes`` makes it of a dump."""
-        return sum(count << _LANE * step for step, count in self.counts.items())
+        if not dump:
+            return _dumped(self.counts)
+        return self._into(dump) or _dumped(self.plus(of_lanes(lanes(dump))).counts)
 
     def _into(self, dump: bytes) -> bytes | None:
         """The dump with its counts raised; None where there is no room for that."""
@@ -114,23 +116,20 @@ def lanes(dump: bytes | None) -> int:
 
 def of_lanes(lanes: int) -> Sketch:
     """The sketch whose counts are in the number."""
-    first, counts = _unpacked(lanes)
-    return Sketch({first + place: count for place, count in enumerate(counts) if count})
-
-
-def _dumped(lanes: int) -> bytes:
-    first, counts = _unpacked(lanes)
-    power = ((max(counts).bit_length() - 1) // 8).bit_length()
-    form = f"<{len(counts)}{_COUNTS[power].format[1:]}"
-    return _HEAD.pack(first << 2 | power) + struct.pack(form, *counts)
-
-
-def _unpacked(lanes: int) -> tuple[int, tuple[int, ...]]:
-    """The first step with values, and the counts from there on."""
     first = max((lanes & -lanes).bit_length() - 1, 0) // _LANE
     lanes >>= _LANE * first
     size = -(-lanes.bit_length() // _LANE)
-    return first, struct.unpack(f"<{size}Q", lanes.to_bytes(size * 8, "little"))
+    counts = struct.unpack(f"<{size}Q", lanes.to_bytes(size * 8, "little"))
+    return Sketch({first + place: count for place, count in enumerate(counts) if count})
+
+
+def _dumped(counts: Mapping[int, int]) -> bytes:
+    first, power = min(counts), ((max(counts.values()).bit_length() - 1) // 8).bit_length()
+    row = [0] * (max(counts) - first + 1)
+    for step, count in counts.items():
+        row[step - first] = count
+    form = f"<{len(row)}{_COUNTS[power].format[1:]}"
+    return _HEAD.pack(first << 2 | power) + struct.pack(form, *row)
 
 
 def _step(value: float) -> int:

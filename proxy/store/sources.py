@@ -212,7 +212,7 @@ def _series(piece: Piece, asked: Asked) -> tuple[FromClause, FromClause]:
     none = {"provider", "model", "endpoint", "status"}
     named = [c[name] if name in none else func.nullif(c[name], "") for name in DIMENSIONS]
     labels = [column.label(name) for column, name in zip(named, DIMENSIONS, strict=True)]
-    series = select(c.id, c.is_total, *labels).subquery()
+    series = select(c.id, c.scope, *labels).subquery()
     return piece.table.join(series, series.c.id == piece.table.c.series_id), series
 
 
@@ -223,4 +223,5 @@ def _rolled(piece: Piece, asked: Asked, series: FromClause) -> list[ColumnElemen
     if not asked.by and asked.only is None and filters == plain:
         return [starts(piece), c.series_id.in_(TOTALS), *filtered]
     only = asked.only(series.c) if asked.only else ()
-    return [window(piece), series.c.is_total.is_(False), *filtered, *only]
+    scope = "caller" if filters.client or filters.agent or filters.tool else "service"
+    return [window(piece), series.c.scope == scope, *filtered, *only]

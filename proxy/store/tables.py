@@ -351,7 +351,7 @@ rollup_series = Table(
     "rollup_series",
     metadata,
     Column("id", INT, primary_key=True, autoincrement=False),
-    Column("is_total", Boolean, nullable=False),
+    Column("scope", Text, nullable=False),
     *_key("provider", "model", "key_id", "client_id", "agent_name", "tool_name"),
     *_key("endpoint", "status", "error_reason"),
     Column("first_seen", Instant, nullable=False),

@@ -86,6 +86,7 @@ async def test_the_story(store: Store) -> None:
     assert {table["name"]: table["rows"] for table in found["tables"]} == {
         **dict.fromkeys(metadata.tables, 1),
         **{"api_calls": 4, "errors": 3, "rate_limits": 4, "tps_metrics": 5},
+        **{"rollups_minute": 0, "rollups_hour": 0, "rollups_day": 6, "rollup_series": 6},
     }
 
 

@@ -246,24 +246,26 @@ async def test_series_are_told_by_what_calls_have_in_common(either: Store) -> No
     who = {"client_id": "c", "agent_name": "a", "tool_name": "t"}
     await either.write([call(timestamp=NOW, **who), call(timestamp=NOW + 1, **who)])
     await either.write([call(timestamp=NOW + DAY, **who)])
-    series, total = await read(either, rollup_series, "is_total")
-    first_seen = NOW - NOW % DAY
-    assert series == {
-        "is_total": False,
+    found = await read(either, rollup_series, "scope")
+    service = {
         "provider": "groq",
         "model": "llama",
         "key_id": "org-a",
-        **who,
         "endpoint": "/v1/chat/completions",
         "status": "success",
-        "error_reason": "",
-        "first_seen": first_seen,
     }
-    assert total == dict.fromkeys(series, "") | {
-        "is_total": True,
-        "status": "success",
-        "first_seen": first_seen,
-    }
+    nobody = dict.fromkeys(("client_id", "agent_name", "tool_name", "error_reason"), "")
+    seen = {"first_seen": NOW - NOW % DAY}
+    assert found == [
+        {"scope": "all", **dict.fromkeys(service, ""), **nobody, "status": "success", **seen},
+        {"scope": "caller", **service, **nobody, **who, **seen},
+        {"scope": "service", **service, **nobody, **seen},
+    ]
+
+
+async def test_what_nobody_asked_for_has_no_caller(store: Store) -> None:
+    await store.write([call()])
+    assert {row["scope"] for row in await read(store, rollup_series)} == {"all", "service"}
 
 
 def test_every_grain_is_kept_longer_than_the_one_before_it() -> None:
