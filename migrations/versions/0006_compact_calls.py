@@ -1,7 +1,8 @@
 """On SQLite calls take less room: small numbers are kept, and the columns computed from them.
 
 For a column X of those below, the row holds ``X_kept``, and X is a generated column that takes no
-room. All other columns are taken over as they are found, and so are indexes and views.
+room. All other columns are taken over as they are found, and so are indexes and views. What
+programs ask for most stays a column like any other: ``PRAGMA table_info`` shows no generated ones.
 
 Two indexes go on every database: nobody asks by session, and a question about a provider or a model
 has a window of time, whose rows are found by the index of that.
@@ -32,27 +33,23 @@ _CLOSED = {
     "usage_source": "provider drained estimated none",
     "cost_source": "provider config catalog none",
 }
-_OPEN = {
+_WORDS = {
     "endpoint": "/v1/chat/completions /v1/completions /v1/embeddings /track/inference python",
     "finish_reason": "stop length tool_calls content_filter function_call",
     "privacy_level": "metadata full none",
 }
 _THOUSANDTHS = (
-    "response_time_ms total_duration_ms queue_time_ms processing_time_ms overhead_ms "
-    "overhead_before_ms overhead_after_ms ttfb_ms time_to_first_token_ms first_reasoning_ms "
-    "first_content_ms first_tool_ms last_token_ms inter_token_avg_ms inter_token_p50_ms "
-    "inter_token_p95_ms max_stall_ms model_load_ms prompt_eval_ms generation_ms temperature top_p "
-    "frequency_penalty presence_penalty"
+    "queue_time_ms processing_time_ms overhead_ms overhead_before_ms overhead_after_ms ttfb_ms "
+    "first_reasoning_ms first_content_ms first_tool_ms last_token_ms inter_token_avg_ms "
+    "inter_token_p50_ms inter_token_p95_ms max_stall_ms model_load_ms prompt_eval_ms generation_ms "
+    "temperature top_p frequency_penalty presence_penalty"
 )
-_NANO = "cost_estimate_usd list_cost_usd"
 
 
 class Packed(NamedTuple):
-    """A column that is computed: the type and check of ``X_kept``, how X is read from it, and how
-    it is made of X."""
+    """A column that is computed: how X is read from ``X_kept``, and how that is made of X. It has
+    no type, so that no text is taken for a number, nor 2.0 for 2."""
 
-    kind: str
-    check: str
     shown: str
     made: str
 
@@ -72,14 +69,10 @@ def _rebuild(bind: sa.Connection) -> None:
     plain = [name for name, _ in columns if name not in {*packed, "success"}]
     parts = [
         *(_column(name, kind, packed.get(name)) for name, kind in columns),
-        *(f"{name}_kept {column.kind}".rstrip() for name, column in packed.items()),
+        *(f"{name}_kept" for name in packed),
         "CONSTRAINT pk_api_calls PRIMARY KEY (id)",
         "CONSTRAINT uq_api_calls_request_id_attempt UNIQUE (request_id, attempt)",
-        *(
-            f"CONSTRAINT ck_api_calls_{name} CHECK ({column.check})"
-            for name, column in packed.items()
-            if column.check
-        ),
+        *(_one_of(name, words.split()) for name, words in _CLOSED.items()),
     ]
     kept = "SELECT name, type, sql FROM sqlite_schema WHERE sql IS NOT NULL AND "
     views = bind.exec_driver_sql(kept + "type = 'view'").all()
@@ -100,46 +93,45 @@ def _rebuild(bind: sa.Connection) -> None:
 
 def _column(name: str, kind: str, packed: Packed | None) -> str:
     if name == "success":
-        return f"{name} {kind} GENERATED ALWAYS AS (status_kept = 0) VIRTUAL"
+        return f"{name} {kind} GENERATED ALWAYS AS (status = 'success') VIRTUAL"
     if packed is None:
         return f"{name} {kind}"
     return f"{name} {kind} GENERATED ALWAYS AS ({packed.shown}) VIRTUAL"
 
 
+def _one_of(column: str, values: list[str]) -> str:
+    # The frequent cases come first: SQLite builds a list for IN anew with every row.
+    first, *others = (f"'{value}'" for value in values)
+    listed = f"{column} IS NULL OR {column} = {first} OR {column} IN ({', '.join(others)})"
+    return f"CONSTRAINT ck_api_calls_{column} CHECK ({listed})"
+
+
 def _packed() -> Iterator[tuple[str, Packed]]:
     yield "requested_model", _requested_model()
-    for name, words in (_CLOSED | _OPEN).items():
-        yield name, _words(name, words.split(), name in _CLOSED)
+    for name, words in _WORDS.items():
+        yield name, _words(name, words.split())
     for name in _THOUSANDTHS.split():
         yield name, _thousandths(name)
-    for name in _NANO.split():
-        yield name, Packed("INTEGER", "", f"{name}_kept / 1e9", f"round({name} * 1e9)")
 
 
-def _words(name: str, words: list[str], closed: bool) -> Packed:
-    """Without a type, so that no text is taken for a number."""
+def _words(name: str, words: list[str]) -> Packed:
     codes = " ".join(f"WHEN {code} THEN '{word}'" for code, word in enumerate(words))
     places = " ".join(f"WHEN '{word}' THEN {code}" for code, word in enumerate(words))
-    others = "" if closed else f" ELSE {name}_kept"
-    check = f"{name}_kept BETWEEN 0 AND {len(words) - 1}" if closed else ""
-    shown = f"CASE {name}_kept {codes}{others} END"
-    return Packed("", check, shown, f"CASE {name} {places} ELSE {name} END")
+    shown = f"CASE {name}_kept {codes} ELSE {name}_kept END"
+    return Packed(shown, f"CASE {name} {places} ELSE {name} END")
 
 
 def _thousandths(name: str) -> Packed:
-    """Without a type, so that SQLite does not take 2.0 for 2, either."""
     many = f"CAST(round({name} * 1000) AS INTEGER)"
     shown = (
         f"CASE typeof({name}_kept) WHEN 'integer' THEN {name}_kept / 1000.0 ELSE {name}_kept END"
     )
     made = f"CASE WHEN {many} / 1000.0 = {name} THEN {many} ELSE {name} END"
-    return Packed("", "", shown, made)
+    return Packed(shown, made)
 
 
 def _requested_model() -> Packed:
     full = "provider || '/' || model"
     shown = f"WHEN 0 THEN model WHEN 1 THEN {full} ELSE requested_model_kept"
     made = f"WHEN model THEN 0 WHEN {full} THEN 1 ELSE requested_model"
-    return Packed(
-        "", "", f"CASE requested_model_kept {shown} END", f"CASE requested_model {made} END"
-    )
+    return Packed(f"CASE requested_model_kept {shown} END", f"CASE requested_model {made} END")

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from proxy.store.filters import Filters, admits
 from proxy.store.pages import Row, newest, shown
-from proxy.store.records import COLUMNS, row
+from proxy.store.rows import COLUMNS, row
 from proxy.store.salvage import mend
 from proxy.store.tables import api_calls
 from proxy.types import CallRecord

@@ -16,7 +16,6 @@ from proxy.sample import HostSample
 from proxy.store import (
     breakers,
     catalog,
-    codes,
     contents,
     costs,
     events,
@@ -33,6 +32,7 @@ from proxy.store import (
 from proxy.store.columns import Instant
 from proxy.store.events import EventRecord
 from proxy.store.positions import Moves
+from proxy.store.rows import COLUMNS, KEPT, kept, row
 from proxy.store.tables import api_calls
 from proxy.store.upsert import in_turn
 from proxy.types import (
@@ -45,11 +45,6 @@ from proxy.types import (
     ModelInfo,
     SwitchRecord,
 )
-
-_FIELDS = CallRecord.__struct_fields__
-_COST = _FIELDS.index("cost_nano_usd")  # and the list price next to it
-COLUMNS = (*_FIELDS[:_COST], "cost_estimate_usd", "list_cost_usd", *_FIELDS[_COST + 2 : -1])
-"""The columns that a CallRecord fills, in the order of its fields."""
 
 
 class Batch:
@@ -142,14 +137,6 @@ async def _run_on(connection: AsyncConnection, calls: Sequence[CallRecord], now:
     await running.save(connection, old, {**conditions, **speeds}, now)
 
 
-def row(record: CallRecord) -> tuple[Any, ...]:
-    """The values of ``COLUMNS``."""
-    values = msgspec.structs.astuple(record)
-    cost, listed = values[_COST : _COST + 2]
-    dollars = (None if cost is None else cost / 1e9, None if listed is None else listed / 1e9)
-    return (*values[:_COST], *dollars, *values[_COST + 2 : -1])
-
-
 async def insert_calls(
     connection: AsyncConnection, calls: Sequence[CallRecord]
 ) -> Sequence[CallRecord]:
@@ -181,7 +168,7 @@ def _sqlite_insert(calls: Sequence[CallRecord]) -> tuple[str, list[tuple[Any, ..
     """The statement and its values, without the columns that no call fills: the driver is quick
     with numbers and texts, and has to think about each None."""
     nothing = (None,) * len(calls)
-    columns = zip(codes.COLUMNS, zip(*map(codes.packed, calls), strict=True), strict=True)
+    columns = zip(KEPT, zip(*map(kept, calls), strict=True), strict=True)
     filled = {name: values for name, values in columns if values != nothing}
     statement = (
         f"INSERT INTO api_calls ({', '.join(filled)})"

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, Executable, bindparam, func, select, text, update
+from sqlalchemy import ColumnElement, bindparam, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from proxy.store import codes, costs, rollups
+from proxy.store import costs, rollups
 from proxy.store.engine import Reader
 from proxy.store.spans import Span
 from proxy.store.tables import api_calls
@@ -88,9 +88,7 @@ async def apply(engine: AsyncEngine, changes: Sequence[Change]) -> list[Change]:
         now = {row.id: row for row in map(_row, await connection.execute(query))}
         done = [(before, after) for before, after in changes if now.get(before.id) == before]
         if done:
-            written = _packed if connection.dialect.name == "sqlite" else _plain
-            statement = _UPDATES[connection.dialect.name]
-            await connection.execute(statement, [written(after) for _, after in done])
+            await connection.execute(_UPDATE, [_values(after) for _, after in done])
             await _carry(connection, done)
     return done
 
@@ -114,15 +112,11 @@ async def _carry(connection: AsyncConnection, changes: Sequence[Change]) -> None
 
 
 _NAMES = (*_MONEY, "cost_source", "price_version")
-_KEPT = (*(f"{name}_kept" for name in _NAMES[:3]), _NAMES[3])  # see ``codes``
-_UPDATES: dict[str, Executable] = {
-    "postgresql": update(api_calls)
+_UPDATE = (
+    update(api_calls)
     .where(api_calls.c.id == bindparam("row_id"))
-    .values({name: bindparam(f"new_{name}") for name in _NAMES}),
-    "sqlite": text(
-        f"UPDATE api_calls SET {', '.join(f'{name} = :{name}' for name in _KEPT)} WHERE id = :id"
-    ),
-}
+    .values({name: bindparam(f"new_{name}") for name in _NAMES})
+)
 
 
 def _which(span: Span, after: dict[str, Any] | None = None) -> list[ColumnElement[bool]]:
@@ -140,15 +134,9 @@ def _nano(usd: float | None) -> int | None:
     return None if usd is None else round(usd * _NANO)
 
 
-def _plain(row: Row) -> dict[str, Any]:
+def _values(row: Row) -> dict[str, Any]:
     money = (row.cost_nano_usd, row.list_cost_nano_usd)
     dollars = (None if nano is None else nano / _NANO for nano in money)
     values = (*dollars, row.cost_source, row.price_version)
     named = {f"new_{name}": value for name, value in zip(_NAMES, values, strict=True)}
     return {"row_id": row.id, **named}
-
-
-def _packed(row: Row) -> dict[str, Any]:
-    source = codes.WORDS["cost_source"].index(row.cost_source)
-    values = (row.cost_nano_usd, row.list_cost_nano_usd, source, row.price_version)
-    return {"id": row.id, **dict(zip(_KEPT, values, strict=True))}

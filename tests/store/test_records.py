@@ -9,7 +9,8 @@ import pytest
 from proxy.sample import GpuSample, HostSample
 from proxy.store.engine import Store
 from proxy.store.events import EventRecord
-from proxy.store.records import COLUMNS, Batch, row
+from proxy.store.records import Batch
+from proxy.store.rows import COLUMNS, row
 from proxy.types import (
     BreakerRecord,
     CooldownRecord,

@@ -1,0 +1,85 @@
+"""A call as a row of ``api_calls``, and how SQLite keeps it: in fewer bytes than its columns show.
+
+A word of ``WORDS`` is kept as its place there, a number of ``THOUSANDTHS`` as how many there are of
+them (a duration in microseconds), and a ``requested_model`` that names the model itself as a code.
+These are whole numbers; what cannot be told by one is kept as it is.
+
+What is kept of a column X stands in ``X_kept``. X itself is computed from that when it is read and
+takes no room. The expressions stand in migration 0006: a word may only be added by another. What
+programs ask for most is no such column: ``PRAGMA table_info`` does not show them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from proxy.types import CallRecord
+
+WORDS = {
+    "endpoint": (
+        *("/v1/chat/completions", "/v1/completions", "/v1/embeddings"),
+        *("/track/inference", "python"),
+    ),
+    "finish_reason": ("stop", "length", "tool_calls", "content_filter", "function_call"),
+    "privacy_level": ("metadata", "full", "none"),
+}
+THOUSANDTHS = (
+    *("queue_time_ms", "processing_time_ms", "ttfb_ms"),
+    *("overhead_ms", "overhead_before_ms", "overhead_after_ms"),
+    *("first_reasoning_ms", "first_content_ms", "first_tool_ms"),
+    *("last_token_ms", "inter_token_avg_ms", "inter_token_p50_ms", "inter_token_p95_ms"),
+    *("max_stall_ms", "model_load_ms", "prompt_eval_ms", "generation_ms"),
+    *("temperature", "top_p", "frequency_penalty", "presence_penalty"),
+)
+_SAME_MODEL, _WITH_PROVIDER = 0, 1
+_MOST = 1e12
+"""Thousandths of more than that are no matter."""
+
+_FIELDS = CallRecord.__struct_fields__
+_COST = _FIELDS.index("cost_nano_usd")  # and the list price next to it
+COLUMNS = (*_FIELDS[:_COST], "cost_estimate_usd", "list_cost_usd", *_FIELDS[_COST + 2 : -1])
+"""The columns that a CallRecord fills, in the order of its fields."""
+
+_PACKED = {*WORDS, *THOUSANDTHS, "requested_model"}
+KEPT = tuple(f"{name}_kept" if name in _PACKED else name for name in COLUMNS)
+"""The columns of SQLite that hold ``COLUMNS``."""
+
+_CODES = [
+    (COLUMNS.index(name), {word: place for place, word in enumerate(words)})
+    for name, words in WORDS.items()
+]
+_SCALED = [COLUMNS.index(name) for name in THOUSANDTHS]
+_REQUESTED = COLUMNS.index("requested_model")
+
+
+def row(call: CallRecord) -> tuple[Any, ...]:
+    """The values of ``COLUMNS``."""
+    values = msgspec.structs.astuple(call)
+    cost, listed = values[_COST : _COST + 2]
+    dollars = (None if cost is None else cost / 1e9, None if listed is None else listed / 1e9)
+    return (*values[:_COST], *dollars, *values[_COST + 2 : -1])
+
+
+def kept(call: CallRecord) -> tuple[Any, ...]:
+    """The values of ``KEPT``."""
+    values = list(row(call))
+    for place, codes in _CODES:
+        values[place] = codes.get(values[place], values[place])
+    for place in _SCALED:
+        if values[place] is not None:
+            values[place] = _thousandths(values[place])
+    if call.requested_model == call.model:
+        values[_REQUESTED] = _SAME_MODEL
+    elif call.requested_model == f"{call.provider}/{call.model}":
+        values[_REQUESTED] = _WITH_PROVIDER
+    return tuple(values)
+
+
+def _thousandths(value: float) -> float:
+    if -_MOST < value < _MOST:
+        whole = round(value * 1000)
+        if whole / 1000 == value:
+            return whole
+    return float(value)
