@@ -237,7 +237,7 @@ class _Stats:
     async def compare(self, asked: Annotated[CompareParameters, Query()]) -> Response:
         async with self._reader() as connection:
             found = await compare.compared(connection, asked.by, asked.filters())
-        names = dict.fromkeys(column.name for column in compare.BY[asked.by])
+        names = dict.fromkeys(compare.BY[asked.by])
         blank = names | groups.NOTHING | {"ratio": compare.NO_RATIOS}
         return _slice(found, asked, blank, by=asked.by)
 

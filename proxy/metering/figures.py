@@ -14,7 +14,7 @@ milliseconds for that): starting a runner and reading gigabytes of weights takes
 _ENDLESS = 1e15
 """Beyond this a number is no duration: ten days, in nanoseconds."""
 
-_TOLD = {
+TOLD = {
     # Ollama, in nanoseconds: https://docs.ollama.com/api/usage
     "load_duration": ("model_load_ms", 1e-6),
     "prompt_eval_duration": ("prompt_eval_ms", 1e-6),
@@ -47,7 +47,7 @@ def figures(attempt: Attempt) -> dict[str, Any]:
 
 def _durations(told: dict[str, Any]) -> dict[str, float]:
     found = {}
-    for name, (column, unit) in _TOLD.items():
+    for name, (column, unit) in TOLD.items():
         value = told.get(name)
         if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < _ENDLESS:
             found[column] = round(value * unit, 3)

@@ -18,7 +18,7 @@ from proxy.metering.admission import admission
 from proxy.metering.attempt import Asked, Attempt, Attribution
 from proxy.metering.departure import Departure
 from proxy.metering.echo import without_echo
-from proxy.metering.figures import figures
+from proxy.metering.figures import TOLD, figures
 from proxy.metering.journal import Journal
 from proxy.metering.pricing import Quote
 from proxy.metering.spent import spent
@@ -313,14 +313,15 @@ def _short(text: str | None) -> str | None:
 
 
 def _metadata(tap: Tap | None, model: str) -> str | None:
-    """What else the provider reported (its own timings and speed), as a small JSON object."""
+    """What else the provider reported (its own timings and speed), as a small JSON object. What has
+    a column of its own is not said twice."""
     if tap is None:
         return None
     details = dict(tap.details)
     if tap.fingerprint and tap.model and tap.model != model:
         details["response_model"] = tap.model
     for name, value in (tap.usage or {}).items():
-        if name.endswith("_time") or name in _ASIDE:
+        if (name.endswith("_time") and name not in TOLD) or name in _ASIDE:
             details[name] = value
     if not details:
         return None

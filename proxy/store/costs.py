@@ -14,7 +14,8 @@ from typing import Any, Protocol
 from sqlalchemy import bindparam, func, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from proxy.store.tables import FLOAT, daily_costs
+from proxy.store.columns import FLOAT
+from proxy.store.tables import daily_costs
 from proxy.store.upsert import Insert, insert_into
 from proxy.types import CallRecord
 

@@ -25,13 +25,15 @@ from proxy.store import (
     limits,
     positions,
     rests,
+    rollups,
     running,
     samples,
     windows,
 )
+from proxy.store.columns import Instant
 from proxy.store.events import EventRecord
 from proxy.store.positions import Moves
-from proxy.store.tables import Instant, api_calls
+from proxy.store.tables import api_calls
 from proxy.store.upsert import in_turn
 from proxy.types import (
     BreakerRecord,
@@ -115,6 +117,7 @@ class Ledger:
             now = now_ms()
             await _run_on(connection, calls, now)
             await costs.add(connection, calls)
+            await rollups.add(connection, calls)
             await limits.save_headers(connection, calls, self._limit_windows)
             await rests.save_cooldowns(connection, batch.cooldowns)
             await rests.save_switches(connection, batch.switches)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 from sqlalchemy import ColumnElement, Executable, bindparam, func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from proxy.store import codes, costs
+from proxy.store import codes, costs, rollups
 from proxy.store.engine import Reader
 from proxy.store.spans import Span
 from proxy.store.tables import api_calls
@@ -32,7 +32,9 @@ class Row(msgspec.Struct, frozen=True):
     agent_name: str | None
     tool_name: str | None
     client_id: str | None
+    endpoint: str
     status: str
+    error_reason: str | None
     input_tokens: int | None
     output_tokens: int | None
     total_tokens: int | None
@@ -93,7 +95,7 @@ async def apply(engine: AsyncEngine, changes: Sequence[Change]) -> list[Change]:
     return done
 
 
-async def _carry(connection: AsyncConnection, changes: Iterable[Change]) -> None:
+async def _carry(connection: AsyncConnection, changes: Sequence[Change]) -> None:
     """Every sum that counts these calls takes up what has become different about them."""
     different: dict[costs.Key, costs.Difference] = {}
     for before, after in changes:
@@ -102,6 +104,13 @@ async def _carry(connection: AsyncConnection, changes: Iterable[Change]) -> None
         unpriced += costs.unpriced(after) - costs.unpriced(before)
         different[costs.key(before)] = nano, unpriced
     await costs.adjust(connection, different)
+    await rollups.reprice(
+        connection,
+        [
+            (msgspec.structs.asdict(before), before.cost_nano_usd, after.cost_nano_usd)
+            for before, after in changes
+        ],
+    )
 
 
 _NAMES = (*_MONEY, "cost_source", "price_version")

@@ -1,9 +1,10 @@
 """Old rows go, a few at a time, so that neither readers nor the batch writer wait for it.
 
-``daily_costs`` and ``models`` are kept for ever, and so are the keys that an operator took out. Of
-the tables of current state, rows go that nothing has touched for as long. With an archive, calls go
-by whole days (UTC), once the day is in its file, and nothing goes at all while that cannot be
-written. On PostgreSQL they always go by whole days, each with its partition.
+``daily_costs``, ``models`` and the rollups by day are kept for ever, and so are the keys that an
+operator took out; the other rollups have ages of their own. Of the tables of current state, rows go
+that nothing has touched for as long. With an archive, calls go by whole days (UTC), once the day is
+in its file, and nothing goes at all while that cannot be written. On PostgreSQL they always go by
+whole days, each with its partition.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing
 from functools import partial
 
-from sqlalchemy import Column, ColumnElement, Table, delete, func, select, true
+from sqlalchemy import Column, ColumnElement, Table, delete, func, select, true, tuple_
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -24,6 +25,7 @@ from proxy.store.address import StoreError
 from proxy.store.archive import DAY_MS, Archive, ArchiveError
 from proxy.store.engine import Reader, Store
 from proxy.store.rests import DISABLED
+from proxy.store.rollups import GRAINS
 from proxy.store.tables import (
     api_calls,
     call_contents,
@@ -33,6 +35,8 @@ from proxy.store.tables import (
     provider_health,
     provider_health_events,
     rate_limits,
+    rollups_hour,
+    rollups_minute,
     system_metrics,
     tps_metrics,
 )
@@ -48,11 +52,16 @@ AGES: tuple[Column[int], ...] = (
     provider_health.c.updated_at,
     provider_health_events.c.timestamp,
     custom_events.c.timestamp,
+    rollups_minute.c.start,
+    rollups_hour.c.start,
 )
 """The tables that rows go from, by the column that says how old a row is."""
 
 CONTENTS = (call_contents.c.timestamp,)
 """Prompts and answers have an age of their own, and wait for no archive: it has none of them."""
+
+_OWN = {grain.table: grain.kept for grain in GRAINS}
+"""Ages in milliseconds that are not for the settings to say."""
 
 _GOES = {rate_limits: rate_limits.c.limit_type != DISABLED}
 """Which of a table's rows go at all."""
@@ -66,7 +75,8 @@ _log = logging.getLogger("tollkeeper.store")
 async def run(
     store: Store, days: int, archive: Archive | None = None, content_days: int = 0
 ) -> int:
-    """Delete what is older than ``days`` now; 0 days keep everything. Returns the rows deleted.
+    """Delete what is older than ``days`` now; 0 days keep all but old rollups. Returns the rows
+    deleted.
 
     Prompts and answers go after ``content_days`` if that is sooner; 0: with their calls.
     StoreError if the database or the archive cannot be written; what was deleted before that stays
@@ -88,14 +98,12 @@ async def prune(
     store: Store, days: int, now: int, archive: Archive | None = None, content_days: int = 0
 ) -> int:
     """``run`` at the instant ``now``, in UTC milliseconds."""
-    deleted = 0
     if not store.keeps:
-        return deleted
+        return 0
+    deleted = 0
     if sooner := min(filter(None, (content_days, days)), default=0):
         deleted += await let_go(store, now - sooner * DAY_MS, ages=CONTENTS)
-    if days:
-        deleted += await let_go(store, now - days * DAY_MS, archive)
-    return deleted
+    return deleted + await let_go(store, now - days * DAY_MS if days else 0, archive)
 
 
 async def let_go(
@@ -138,8 +146,12 @@ def _ends(
     """For each table the instant before which its rows go. Calls that go by ``whole`` days do so
     when they are over: so a file is written once, and a partition dropped."""
     for age in ages:
-        by_day = whole and age.table is api_calls
-        yield age, before // DAY_MS * DAY_MS if by_day else before
+        if age.table in _OWN:
+            yield age, now_ms() - _OWN[age.table]
+        elif whole and age.table is api_calls:
+            yield age, before // DAY_MS * DAY_MS
+        else:
+            yield age, before
 
 
 def _old(age: Column[int], end: int) -> tuple[ColumnElement[bool], ...]:
@@ -163,15 +175,16 @@ async def _steps(
                 async for count in days:
                     yield count
             age = partitions.DEFAULT.c.timestamp
-        ids = age.table.c.id
+        key = tuple_(*age.table.primary_key)
         if kept is not None:
             while (day := await _oldest_day(store, age, end)) is not None:
                 safe = await kept.keep(store, day)
                 for at in range(0, len(safe), _CHUNK):
-                    yield await _delete(engine, ids.in_(safe[at : at + _CHUNK]), age.table)
+                    chunk = api_calls.c.id.in_(safe[at : at + _CHUNK])
+                    yield await _delete(engine, chunk, api_calls)
             continue
-        oldest = select(ids).where(*_old(age, end)).order_by(age).limit(_CHUNK)
-        while count := await _delete(engine, ids.in_(oldest), age.table):
+        oldest = select(*age.table.primary_key).where(*_old(age, end)).order_by(age).limit(_CHUNK)
+        while count := await _delete(engine, key.in_(oldest), age.table):
             yield count
 
 

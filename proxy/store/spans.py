@@ -21,7 +21,7 @@ _LARGE = {call_contents: 50}
 
 _INSTANTS = (
     *("timestamp", "window_start", "last_updated", "updated_at", "last_seen", "date"),
-    *("created_at", "until"),
+    *("created_at", "until", "start", "first_seen"),
 )
 
 

@@ -309,7 +309,7 @@ async def test_groqs_three_copies_of_usage_count_once(gateway: Gateway, upstream
     assert row["model_version"] == "fp_d42c28f9ce"
     told = json.loads(row["metadata"])
     assert told["queue_time"] == pytest.approx(0.0381395)
-    assert told["completion_time"] == pytest.approx(0.014171875)
+    assert (row["generation_ms"], "completion_time" in told) == (14.172, False)
     assert told["service_tier"] == "on_demand"
 
 
@@ -412,7 +412,7 @@ async def test_a_call_is_counted_for_whom_its_headers_name(
     assert row["trace_id"] == "4bf92f3577b34da6a3ce929d0e0e4736"
     assert row["client_request_id"] == "mine-77"
     assert row["request_id"] != "mine-77"
-    assert len(row["request_id"]) == 26
+    assert len(row["request_id"]) == 18
 
 
 async def test_coding_tools_are_known_by_their_user_agent(

@@ -5,16 +5,17 @@ from __future__ import annotations
 import gzip
 import json
 import re
+from base64 import b64decode
 from datetime import datetime
 from importlib import import_module
 from importlib.util import find_spec
 from io import BytesIO
 from typing import Any
 
-from sqlalchemy import Boolean, Column, Double, Integer, Table
+from sqlalchemy import Boolean, Column, Double, Integer, LargeBinary, Table
 
+from proxy.store.columns import Instant
 from proxy.store.pages import Row
-from proxy.store.tables import Instant
 
 AVAILABLE = ["jsonl.gz", "csv", *(["parquet"] if find_spec("pyarrow") else [])]
 """The formats that can be written here; pyarrow is larger than all the rest and not required."""
@@ -56,6 +57,8 @@ def _value(column: Column[Any], value: Any) -> Any:
     if isinstance(kind, Instant):
         moment = datetime.fromisoformat(value) if isinstance(value, str) else value
         return round(moment.timestamp() * 1000)
+    if isinstance(kind, LargeBinary) and isinstance(value, str):
+        return bytes.fromhex(value[2:]) if value.startswith("\\x") else b64decode(value)
     if isinstance(value, str):  # CSV
         if isinstance(kind, Boolean):
             return {"true": True, "false": False}[value]

@@ -103,6 +103,7 @@ async def test_the_story(store: Store) -> None:
         **dict.fromkeys(metadata.tables, 1),
         **{"journal_positions": 0},
         **{"api_calls": 4, "errors": 3, "rate_limits": 4, "tps_metrics": 5, "running_figures": 6},
+        **{"rollups_minute": 0, "rollups_hour": 0, "rollups_day": 6, "rollup_series": 6},
     }
 
 

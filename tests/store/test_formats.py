@@ -13,6 +13,7 @@ import asyncpg
 import pytest
 from sqlalchemy import insert, select
 
+from proxy.clock import now_ms
 from proxy.store import formats
 from proxy.store.engine import Store
 from proxy.store.formats import ExportError
@@ -43,7 +44,7 @@ async def stores(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
         made = [Store(full), Store(new)]
         for store in made:
             await store.open()
-        await made[0].write([*everything(NOON), *HARD], MOVES)
+        await made[0].write([*HARD, *everything(now_ms())], MOVES)
         await let_in(made[0])
         yield made
         for store in made:

@@ -15,11 +15,21 @@ from sqlalchemy import Connection, create_engine, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
-from proxy.store import breakers, codes, migrate, rests, schema
+from proxy.clock import now_ms
+from proxy.store import breakers, codes, migrate, records, rests, schema
 from proxy.store.engine import Store
-from proxy.store.tables import api_calls, metadata, provider_health, rate_limits
-from proxy.types import BreakerRecord, CooldownRecord
-from tests.store.rows import call, read, rows
+from proxy.store.tables import (
+    api_calls,
+    metadata,
+    provider_health,
+    rate_limits,
+    rollup_series,
+    rollups_day,
+    rollups_hour,
+    rollups_minute,
+)
+from proxy.types import BreakerRecord, CallRecord, CooldownRecord
+from tests.store.rows import call, failed, read, rows
 
 
 def _start(path: Path) -> subprocess.Popen[str]:
@@ -143,6 +153,39 @@ async def test_a_database_of_the_first_revision_goes_on_with_its_rows(empty: str
     calls = await read(store, api_calls, "timestamp")
     assert sorted(row["request_id"] for row in calls) == ["new", "old"]
     await store.close()
+
+
+def _inserted(url: str, record: CallRecord) -> str:
+    """The statement that writes a call's row, in the words of revision 0004."""
+
+    def literal(name: str, value: object) -> str:
+        if name in ("timestamp", "finished_at") and url.startswith("postgresql"):
+            return f"to_timestamp({value} / 1000.0)"
+        return f"'{value}'" if isinstance(value, str) else str(value)
+
+    values = dict(zip(records.COLUMNS, records.row(record), strict=True))
+    known = {name: literal(name, value) for name, value in values.items() if value is not None}
+    return f"INSERT INTO api_calls ({', '.join(known)}) VALUES ({', '.join(known.values())})"
+
+
+async def test_calls_of_before_the_rollups_are_counted_in_them(empty: str, either: Store) -> None:
+    now, day = now_ms(), 86_400_000
+    calls = [
+        call(timestamp=now - round(ago * day), model=model, cost_nano_usd=n or None)
+        for n, ago in enumerate((0, 0, 0.01, 0.02, 1, 1.04, 2.5, 40, 40, 399, 600))
+        for model in ("llama", "qwen")
+    ]
+    calls += [failed(timestamp=now - 41 * day), failed("rate_limit", is_final=False)]
+    await _upgraded(empty, "0004", *(_inserted(empty, each) for each in reversed(calls)))
+    old = Store(empty)
+    await old.open()
+    await either.write(calls)
+    for table in (rollup_series, rollups_minute, rollups_hour, rollups_day):
+        key = [column.name for column in table.primary_key]
+        filled, written = await read(old, table, *key), await read(either, table, *key)
+        assert filled == written
+        assert filled
+    await old.close()
 
 
 def test_space_of_deleted_rows_can_be_given_back(path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import insert, select
 
 from proxy.clock import now_ms
 from proxy.content import pack
@@ -14,16 +14,18 @@ from proxy.store import retention
 from proxy.store.address import StoreError
 from proxy.store.archive import Archive, ArchiveError
 from proxy.store.engine import Store
-from proxy.store.tables import api_calls, metadata
+from proxy.store.tables import api_calls, metadata, rollups_day, rollups_hour, rollups_minute
 from proxy.types import CallRecord, SwitchRecord
 from tests.store.databases import REACHABLE, database
 from tests.store.reading import read
 from tests.store.rows import call, rows
+from tests.store.rows import read as read_table
 from tests.store.stories import NOON, content, everything, let_in
 
 DAY = 86_400_000
-AGING = {age.table.name for age in (*retention.AGES, *retention.CONTENTS)}
-KEPT = {"daily_costs", "models", "client_keys", "client_secrets"}
+ROLLED = {"rollups_minute", "rollups_hour"}
+AGING = {age.table.name for age in (*retention.AGES, *retention.CONTENTS)} - ROLLED
+KEPT = {"daily_costs", "models", "client_keys", "client_secrets", "rollup_series", "rollups_day"}
 PASSING = {"running_figures"}
 """Rows that go by themselves, within the hour."""
 JOURNAL = {"journal_positions"}
@@ -35,7 +37,7 @@ def count(path: Path, table: str) -> int:
 
 
 def test_every_table_has_its_age_or_is_kept_for_ever() -> None:
-    assert metadata.tables.keys() == AGING | KEPT | PASSING | JOURNAL
+    assert metadata.tables.keys() == AGING | ROLLED | KEPT | PASSING | JOURNAL
 
 
 async def test_what_is_old_goes_from_every_table_but_costs_and_models(
@@ -54,6 +56,23 @@ async def test_what_is_old_goes_from_every_table_but_costs_and_models(
     assert all(after[table] == before[table] for table in KEPT)
     (left,) = rows(path, "SELECT DISTINCT model FROM api_calls")
     assert left["model"] == "new"
+
+
+@pytest.mark.parametrize("days", [0, 30])
+async def test_rollups_go_at_their_own_age(either: Store, days: int) -> None:
+    now = now_ms()
+    ages = {"minute": 47, "hour": 399 * 24}  # hours; then beyond
+    await either.write([call(timestamp=now - hours * DAY // 24) for hours in (0, *ages.values())])
+    async with (await either.writer()).begin() as connection:
+        for span, hours in ages.items():
+            table = metadata.tables[f"rollups_{span}"]
+            oldest = select(table).order_by(table.c.start).limit(1)
+            (row,) = (await connection.execute(oldest)).mappings()
+            older = dict(row) | {"start": now - (hours + 25) * DAY // 24}
+            await connection.execute(insert(table), older)
+    assert await retention.prune(either, days, now) >= 2
+    for table, left in ((rollups_minute, 2 * 2), (rollups_hour, 3 * 2), (rollups_day, 3 * 2)):
+        assert len(await read_table(either, table)) == left
 
 
 async def test_health_that_nothing_touched_goes(store: Store, path: Path) -> None:

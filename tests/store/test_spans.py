@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
+from proxy.clock import now_ms
 from proxy.store import spans
 from proxy.store.engine import Store
 from proxy.store.spans import Span
@@ -28,7 +29,7 @@ async def collected(store: Store, span: Span, size: int) -> list[dict[str, Any]]
 
 @pytest.mark.parametrize("name", metadata.tables)
 async def test_every_table_comes_whole_in_pages(store: Store, name: str) -> None:
-    await store.write(everything(NOON), MOVES)
+    await store.write(everything(now_ms()), MOVES)
     await let_in(store)
     table = metadata.tables[name]
     async with store.reader() as connection:
