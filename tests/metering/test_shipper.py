@@ -376,6 +376,33 @@ async def test_a_segment_that_cannot_be_deleted_is_taken_in_once(
     assert len(process.segments) == 1
 
 
+async def test_while_a_segment_cannot_be_deleted_those_behind_it_stay(
+    process: Process, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the next to ship would take it for the last word of a process that is alive."""
+    monkeypatch.setattr(journal, "SEGMENT_BYTES", 1)
+    process.begin("a")
+    for name in ("b", "c"):
+        await process.journal.tend()
+        process.end(name)
+    first, unlink = process.path(0), Path.unlink
+
+    def refuse(path: Path, **options: Any) -> None:
+        if path == first:
+            raise PermissionError(1, "not permitted")
+        unlink(path, **options)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    await process.ship()
+    process.elected = False
+    second = Process(process.folder, database)
+    await second.ship()
+    assert ids(database) == ["b", "c"]
+    process.end("a")
+    await second.ship()
+    assert [row.status for row in database.finals("a")] == ["success"]
+
+
 # Every crash and every failure, one by one.
 
 
