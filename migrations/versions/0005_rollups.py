@@ -6,7 +6,7 @@ it counts beside the columns named here is left out.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import sqlalchemy as sa
@@ -85,7 +85,7 @@ def _counts(*names: str) -> list[sa.Column[int]]:
 
 def _fill(connection: sa.Connection, now: int) -> None:
     """Count all calls, an hour at a time."""
-    known: set[Series] = set()
+    seen: dict[Series, int] = {}
     hour: Tallies = {}
     hours: list[tuple[tuple[int, Series], Tally]] = []
     for call in _in_order(connection):
@@ -98,15 +98,14 @@ def _fill(connection: sa.Connection, now: int) -> None:
             hours = []
         series = Series("caller", *[getattr(call, name) or "" for name in _SERIES])
         start = at - at % (MINUTE if at >= now - _MINUTES_KEPT else HOUR)
-        if series not in known:
-            for wider in set(series.wider()) - known:
-                _introduce(connection, wider, at)
-            known.update((series, *series.wider()))
         tally = hour.get((start, series))
         if tally is None:
             tally = hour[start, series] = Tally()
+            for wider in series.wider():
+                seen.setdefault(wider, at - at % DAY)
         tally.count(call)
     _close_day(connection, [*hours, *_close_hour(connection, hour, now)])
+    _introduce(connection, seen)
 
 
 def _in_order(connection: sa.Connection) -> Iterator[Any]:
@@ -145,15 +144,19 @@ def _close_day(
     _write(connection, "day", days)
 
 
-def _introduce(connection: sa.Connection, series: Series, at: int) -> None:
+def _introduce(connection: sa.Connection, seen: Mapping[Series, int]) -> None:
     table = sa.table(
         "rollup_series",
         *[sa.column(name) for name in ("id", "scope", *_SERIES)],
         sa.column("first_seen", Instant),
     )
-    row = {"id": series_id(series), "first_seen": at - at % DAY, "scope": series.scope}
-    names = {name: getattr(series, name) for name in _SERIES}
-    connection.execute(sa.insert(table), row | names)
+    names = ("scope", *_SERIES)
+    rows = [
+        {"id": series_id(series), "first_seen": at, **{n: getattr(series, n) for n in names}}
+        for series, at in seen.items()
+    ]
+    if rows:
+        connection.execute(sa.insert(table), rows)
 
 
 def _write(connection: sa.Connection, span: str, tallies: Tallies) -> None:

@@ -149,6 +149,7 @@ Key = tuple[int, int]
 
 _KEY = ("start", "series_id")
 _NOTHING = (None,) * len(Tally.__struct_fields__)
+_SKETCHES = Tally.__struct_fields__.index("latency_sketch")  # the first, behind the numbers
 
 
 async def add(connection: AsyncConnection, calls: Iterable[CallRecord]) -> None:
@@ -293,7 +294,7 @@ async def _update(
     sqlite = connection.dialect.name == "sqlite"
     held = await (_on_sqlite if sqlite else _on_postgresql)(connection, table, list(tallies))
     old = {(row[0], row[1]): row[2:] for row in held}
-    rows = [(*key, *_sum(tally, old.get(key))) for key, tally in tallies.items()]
+    rows = [(*key, *_sum(tally, old.get(key, _NOTHING))) for key, tally in tallies.items()]
     if sqlite:
         # Past SQLAlchemy's handling of single values, which would cost more than the rest.
         await connection.exec_driver_sql(_replacement(table), rows)
@@ -322,10 +323,12 @@ async def _on_postgresql(
     return (await connection.execute(query)).all()
 
 
-def _sum(tally: Tally, old: Sequence[Any] | None) -> Iterator[Any]:
+def _sum(tally: Tally, old: Sequence[Any]) -> Iterator[Any]:
     """The values of a row that has been added to, behind its key."""
-    for new, before in zip(msgspec.structs.astuple(tally), old or _NOTHING, strict=True):
-        yield new.onto(before) if isinstance(new, Sketch) else plus(new, before)
+    new = msgspec.structs.astuple(tally)
+    yield from map(plus, new[:_SKETCHES], old)
+    for sketch, dump in zip(new[_SKETCHES:], old[_SKETCHES:], strict=True):
+        yield sketch.onto(dump)
 
 
 @cache
