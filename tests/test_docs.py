@@ -204,5 +204,5 @@ def test_the_short_file_of_the_readme_can_stand_alone(tmp_path: Path) -> None:
 
 def test_the_connections_are_as_many_as_the_readme_says() -> None:
     """That they are no more is tested in ``tests/store/test_databases.py``."""
-    formula = f"gateways * ({WRITERS} for writing + {READERS['postgresql']} for reading)"
+    formula = f"processes * ({WRITERS} for writing + {READERS['postgresql']} for reading)"
     assert formula in README
