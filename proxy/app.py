@@ -11,46 +11,51 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 
 import httpx
 from fastapi import FastAPI
 
-from proxy import __version__
+from proxy import __version__, tariffs
 from proxy import loops as beside
 from proxy.api import errors as api_errors
 from proxy.api.admin import admin_router
 from proxy.api.auth import Door
+from proxy.api.clients import clients_router
 from proxy.api.health import health_router
 from proxy.api.models import models_router
 from proxy.api.openai import RELAYED, Calls
 from proxy.api.stats import stats_router
 from proxy.api.track import track_router
 from proxy.banner import example
+from proxy.clients import Keyring
 from proxy.clock import monotonic, now_ms
+from proxy.company import Company
+from proxy.config import client_secret
 from proxy.errors import ErrorReason
+from proxy.keys import ClientKeys
 from proxy.learnt import restore
 from proxy.log import RequestLog
-from proxy.metering.meter import Books
+from proxy.metering import tokenizer
 from proxy.metering.pricing import Prices
 from proxy.observe.host import HostSampler
+from proxy.overview import Overview
 from proxy.providers.lists import ModelLists
 from proxy.providers.transport import Transport
 from proxy.recording import Recording
 from proxy.redact import Redactor
-from proxy.relay.claims import Claims
 from proxy.relay.line import Line
 from proxy.relay.relay import Limits, Relay, Routes
 from proxy.relay.verdict import judge
-from proxy.routes import Builder, catalogue
+from proxy.routes import Builder, targets
 from proxy.routing.events import Event
-from proxy.routing.states import states
 from proxy.schema import ProviderSettings, Settings
-from proxy.sharing.shared import Shared
+from proxy.sharing.member import Member
 from proxy.steering import steer
 from proxy.store.address import SchemaError, StoreError
+from proxy.store.clients import ClientTable
 from proxy.store.engine import Store
 from proxy.store.recent import Recent
 from proxy.types import Fault, Target, Usage
@@ -58,6 +63,9 @@ from proxy.upstreams import Upstreams
 
 DRAIN_SECONDS = 10.0
 """How long the writer may try to write what is left when the gateway stops."""
+
+CATCH_UP_SECONDS = 2.0
+"""How long the start may wait for what an earlier process could not write any more."""
 
 FIXED = ("server", "auth", "state", "telemetry")
 """The sections that are read at the start alone."""
@@ -71,26 +79,23 @@ def create_app(
     *,
     reread: Callable[[], Settings] | None = None,
     redact: Redactor | None = None,
+    member: Member | None = None,
 ) -> Door:
     """The gateway as an ASGI app. ``transport`` stands in for the network in tests.
 
-    ``reread`` gives the settings anew when it is told to reload; ``redact`` learns new secrets.
-    Its ``state`` tells ``ready``, ``turned_away`` (requests without a valid key) and, once ready,
-    ``providers`` (name and number of keys of each), ``example_model`` (one that can be asked for,
-    None if none is known) and ``reload``, which raises ConfigError and then changes nothing.
+    ``reread`` gives the settings anew when it is told to reload; ``redact`` learns new secrets;
+    ``member`` is for one of several workers. Its ``state`` tells ``ready``, ``turned_away``
+    (requests without a valid key) and, once ready, ``providers`` (name and number of keys of each),
+    ``example_model`` (one that can be asked for, None if none is known) and ``reload``, which
+    raises ConfigError and then changes nothing.
     """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            gateway = _Gateway(
-                settings,
-                app,
-                calls,
-                transport or Transport(),
-                reread or (lambda: settings),
-                redact or Redactor(settings.secrets()),
-            )
+            anew, hide = reread or (lambda: settings), redact or Redactor(settings.secrets())
+            wire = transport or Transport()
+            gateway = _Gateway(settings, app, calls, wire, anew, hide, keyring, member)
             await gateway.open(stack)
             app.state.ready = True
             yield
@@ -113,9 +118,11 @@ def create_app(
 
     calls = Calls(app)
     secret = settings.auth.master_key
+    keyring = Keyring(client_secret(settings) if secret is not None else b"")
     return Door(
         calls,
         master_key=secret.get_secret_value() if secret is not None else None,
+        keyring=keyring,
         named_elsewhere=RELAYED,
         turned_away=turned_away,
         state=app.state,
@@ -133,6 +140,8 @@ class _Gateway:
         transport: httpx.AsyncBaseTransport,
         reread: Callable[[], Settings],
         redact: Redactor,
+        keyring: Keyring,
+        member: Member | None,
     ) -> None:
         self._settings = settings
         self._app = app
@@ -140,11 +149,11 @@ class _Gateway:
         self._transport = transport
         self._reread = reread
         self._redact = redact
+        self._keyring = keyring
         self._line = Line()
         self._began = now_ms()
         self._upstreams = Upstreams(transport)
-        self._claims: Claims | None = None
-        self._shared: Shared | None = None
+        self._company = Company(settings, member, lambda: self._relay.routes.pools)
         self._windows: dict[str, Mapping[str, int]] = {}
 
     async def open(self, stack: AsyncExitStack) -> None:
@@ -157,22 +166,37 @@ class _Gateway:
         )
         stack.push_async_callback(self._store.close)
         await self._open_store()
+        self._keys = ClientKeys(ClientTable(self._store), self._keyring)
+        with suppress(StoreError):  # then they come as soon as the database can be read
+            await self._keys.load()
+        if tokenizer.INSTALLED:
+            await asyncio.to_thread(tokenizer.load)
         self._prices = Prices({}, {})
         self._recording = Recording(
             self._prices,
-            self._store.write,
+            self._store,
             RequestLog(settings.server.log_level, settings.server.log_format),
             self._redact,
-            keeps,
+            settings.telemetry,
+            None if self._company.shared is None else self._company.shared.row,
         )
+        writer = self._recording.writer
+        self._overview = Overview(
+            lambda: self._relay.routes.pools,
+            self._recording.recent,
+            self._recorder,
+            lambda: (self._relay.in_flight, 0 if writer is None else writer.depth),
+            self._company,
+        )
+        self._sampler = HostSampler(self._keep_once, self._overview.gauges)
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
-        stack.push_async_callback(self._recording.writer.drain, DRAIN_SECONDS)
+        stack.push_async_callback(self._recording.drain, DRAIN_SECONDS)
         self._lists = ModelLists(
             (),
             self._transport,
             key=self._key_to_ask_with,
             refused=self._refused,
-            updated=self._recording.keep,
+            updated=self._keep_once,
         )
         self._builder = Builder(
             listed=self._lists.find,
@@ -183,8 +207,11 @@ class _Gateway:
         )
         self._relay = self._calls.relay = self._build_relay(tasks, configured)
         self._configure(settings, self._relay.routes)
+        if writer is not None:
+            await writer.open(CATCH_UP_SECONDS)
         restored = await self._restore(self._recording.recent)
-        await self._share(stack)
+        await self._company.open(stack, self.reload, self._overview.answers)
+        self._relay.claims = self._company.claims
         self._start_loops(stack, tasks, restored)
         self._add_routes()
         self._app.state.reload = self.reload
@@ -197,13 +224,14 @@ class _Gateway:
         way go on, and what was learnt stays. The sections of ``FIXED`` need a restart.
         """
         settings = self._reread()
-        fixed = [name for name in FIXED if getattr(settings, name) != getattr(self._settings, name)]
+        kept = {name: getattr(self._settings, name) for name in FIXED}
+        fixed = [name for name, value in kept.items() if getattr(settings, name) != value]
         configured = self._upstreams.placed(settings)
         self._redact.learn(settings.secrets())
+        settings = settings.model_copy(update=kept)
         routes = self._builder.routes(settings, configured, self._relay.routes)
-        kept = {name: getattr(self._settings, name) for name in FIXED}
-        self._settings = settings.model_copy(update=kept)
-        self._configure(self._settings, routes)
+        self._settings = settings
+        self._configure(settings, routes)
         _log.info("the configuration was read again")
         return {
             "reloaded": True,
@@ -216,11 +244,7 @@ class _Gateway:
         providers = routes.providers
         self._windows.clear()
         self._windows.update({name: each.dialect.windows for name, each in providers.items()})
-        self._prices.configure(
-            settings.prices,
-            {name: catalogue(each) for name, each in providers.items()},
-            frozenset(n for n, each in providers.items() if each.dialect.name == "ollama"),
-        )
+        tariffs.configure(self._prices, settings, providers)
         self._lists.replace(providers.values())
         self._relay.routes = routes
         self._app.state.providers = [
@@ -240,33 +264,16 @@ class _Gateway:
 
     async def _restore(self, recent: Recent | None = None) -> bool:
         """Go on with what was learnt before; False where the database cannot be read yet."""
-        if not self._settings.telemetry.keeps:
-            return True
-        try:
-            async with self._store.reader() as connection:
-                await restore(connection, self._relay.routes.pools, self._began)
-                if recent is not None:
-                    await recent.load(connection)
-        except StoreError:
-            return False
+        if self._settings.telemetry.keeps:
+            try:
+                async with self._store.reader() as connection:
+                    await restore(connection, self._relay.routes.pools, self._began)
+                    if recent is not None:
+                        await recent.load(connection)
+            except StoreError:
+                return False
+        self._company.begin()
         return True
-
-    async def _share(self, stack: AsyncExitStack) -> None:
-        """Learn together with the other gateways, where a shared state is configured."""
-        state = self._settings.state
-        if state.url is None:
-            return
-        shared = self._shared = Shared(
-            state.url,
-            prefix=state.prefix,
-            changed=lambda rests: claims.heard(rests),
-            away=lambda nodes: claims.away(nodes),
-            back=lambda: claims.back(),
-        )
-        claims = self._claims = Claims(shared, lambda: self._relay.routes.pools)
-        self._relay.claims = claims
-        stack.push_async_callback(shared.close)
-        await shared.open()
 
     def _build_relay(
         self, tasks: asyncio.TaskGroup, configured: Mapping[str, ProviderSettings]
@@ -276,11 +283,8 @@ class _Gateway:
             routes=self._builder.routes(settings, configured),
             line=self._line,
             transport=self._transport,
-            books=Books(
-                self._recording.call,
-                self._prices.quote,
-                self._redact,
-                settings.telemetry.privacy_level,
+            books=self._recording.books(
+                settings.telemetry.privacy_level, self._sampler.gpu_memory_used_mb
             ),
             limits=Limits(
                 settings.server.max_body,
@@ -295,48 +299,48 @@ class _Gateway:
 
     def _start_loops(self, stack: AsyncExitStack, tasks: asyncio.TaskGroup, restored: bool) -> None:
         """What runs beside the requests. All but the writer are cancelled at the end."""
-        tasks.create_task(self._guard(self._recording.writer.run))
-        settings, relay = self._settings, self._relay
+        settings, relay, writer = self._settings, self._relay, self._recording.writer
         loops: list[Callable[[], Awaitable[None]]] = [
             self._refresh_models,
             lambda: beside.probe(
                 lambda: relay.routes.pools, self._lists, lambda: self._settings.routing.probe
             ),
         ]
-        if settings.telemetry.keeps:
-            sampler = HostSampler(
-                self._recording.keep,
-                lambda: (self._relay.in_flight, self._recording.writer.depth),
-            )
-            loops += [
-                sampler.run,
+        if writer is not None:
+            tasks.create_task(self._guard(writer.run))
+            loops += [writer.tend, self._sampler.run, self._keys.follow]
+            once: list[Callable[[], Awaitable[None]]] = [
                 partial(beside.retain, self._store, settings.telemetry),
-                lambda: beside.publish_counts(
-                    lambda: relay.routes.pools.values(), self._recording.keep
-                ),
+                partial(beside.publish_counts, self._overview.counted, self._recording.keep),
+                *self._overview.loops,
             ]
+            loops += [partial(beside.elected, self._company.leads, loop) for loop in once]
         if not restored:
             loops.append(partial(beside.until, self._restore))
-        if self._shared is not None:
-            loops += [self._shared.run, self._shared.listen]
+        loops += self._company.loops
         for loop in loops:
             stack.callback(tasks.create_task(self._guard(loop)).cancel)
 
     def _add_routes(self) -> None:
         app = self._app
         app.state.broken = self._recording.broken
-        app.include_router(models_router(lambda: self._settings.models, self._lists.all))
-        app.include_router(
-            admin_router(partial(steer, lambda: self._relay.routes.pools), self.reload)
-        )
+        app.include_router(models_router(lambda: targets(self._settings), self._lists.all))
+        steering = partial(steer, lambda: self._relay.routes.pools)
+        app.include_router(admin_router(steering, partial(self._company.reload, self.reload)))
+        app.include_router(clients_router(self._keys, self._store))
         app.include_router(health_router(lambda: app.state.ready))
         kept = self._recording
         app.include_router(
-            track_router(kept.call, kept.keep, self._redact, self._settings.telemetry.keeps)
+            track_router(
+                kept.call, kept.keep, self._redact, self._settings.telemetry.keeps, kept.content
+            )
         )
-        app.include_router(
-            stats_router(self._store, self._recorder, self._key_states, self._recording.recent)
-        )
+        app.include_router(stats_router(self._store, self._overview))
+
+    def _keep_once(self, item: object) -> None:
+        """Keep what every worker knows, and one of them keeps."""
+        if self._company.leads():
+            self._recording.keep(item)
 
     async def _guard(self, loop: Callable[[], Awaitable[None]]) -> None:
         """A fault in one of the loops is told, and ends neither the others nor the gateway."""
@@ -365,8 +369,8 @@ class _Gateway:
 
     def _learnt(self, event: Event) -> None:
         self._recording.learnt(event)
-        if self._claims is not None:
-            self._claims.tell(event)
+        if self._company.claims is not None:
+            self._company.claims.tell(event)
         self._line.nudge()
 
     def _cost(self, target: Target, given: int, made: int) -> int | None:
@@ -375,11 +379,4 @@ class _Gateway:
         return None if quote is None else quote.cost_nano_usd
 
     def _recorder(self) -> dict[str, Any]:
-        status = self._recording.writer.status()
-        status["dropped"] += self._store.refused
-        return {**status, "turned_away": self._app.state.turned_away}
-
-    def _key_states(self) -> list[dict[str, Any]]:
-        now, at = monotonic(), now_ms()
-        pools = self._relay.routes.pools.values()
-        return [state for pool in pools for state in states(pool, now, at)]
+        return {**self._recording.status(), "turned_away": self._app.state.turned_away}

@@ -42,6 +42,11 @@ def banner(
         f"  database    {_database(settings)}",
         f"  access      {'with the master key' if key else 'open, to this machine alone'}",
     ]
+    if settings.telemetry.keeps and settings.telemetry.privacy_level == "full":
+        days = settings.telemetry.content_days
+        lines.append(f"  PRIVACY     full: PROMPTS AND ANSWERS ARE STORED, for {days} days")
+    if settings.server.workers > 1:
+        lines.append(f"  workers     {settings.server.workers}")
     if key and key_made:
         lines.insert(2, f"  export TOLLKEEPER_MASTER_KEY={key.get_secret_value()}")
         lines.append(f"  master key  was made, kept in {settings.auth.master_key_file}")

@@ -1,4 +1,4 @@
-"""The command line: ``tollkeeper [serve|check|explain|export|prune] [--config FILE] ...``."""
+"""The command line: ``tollkeeper [COMMAND] [--config FILE] ...``."""
 
 from __future__ import annotations
 
@@ -6,20 +6,24 @@ import argparse
 import asyncio
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from proxy import __version__
+from proxy import __version__, clientele
 from proxy.clock import now_ms
 from proxy.config import load
 from proxy.errors import ConfigError, GatewayError
 from proxy.explain import explain
 from proxy.export import FORMATS, TABLES, export
+from proxy.keys import new_client
 from proxy.prune import prune
+from proxy.reprice import RepriceError, reprice
 from proxy.schema import Settings
 from proxy.serve import serve
 from proxy.store.address import StoreError
 from proxy.store.formats import ExportError
+from proxy.supervisor import supervise
 from proxy.when import span, when
 
 _SERVER = {
@@ -31,6 +35,9 @@ _SERVER = {
 }
 
 
+_DAY_MS = 86_400_000
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status: 1, with one line each, for mistakes."""
     words = list(sys.argv[1:] if argv is None else argv)
@@ -38,12 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         words.insert(0, "serve")
     options = _parser().parse_args(words)
 
-    def read() -> Settings:
-        return load(options.config, _arguments(options))
-
+    read = partial(load, options.config, _arguments(options))
     try:
         settings = read()
-        if options.command not in ("export", "prune"):  # they are about keys and providers
+        if options.command not in ("keys", "export", "prune", "reprice"):  # about keys, providers
             for warning in settings.warnings:
                 print(f"warning: {warning}", file=sys.stderr)
         if options.command == "check":
@@ -52,16 +57,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.command == "explain":
             print(asyncio.run(explain(settings, options.model)))
             return 0
+        if options.command == "keys":
+            print(asyncio.run(_keys(settings, options)))
+            return 0
         if options.command == "export":
             return _export(settings, options)
         if options.command == "prune":
             print(asyncio.run(prune(settings, options.older_than, options.dry_run)))
             return 0
-        return serve(settings, lambda text: print(text, flush=True), read)
+        if options.command == "reprice":
+            until = now_ms() + 1 if options.until is None else options.until
+            print(asyncio.run(reprice(settings, options.since, until, options.dry_run)))
+            return 0
+        start = serve if settings.server.workers == 1 else supervise
+        return start(settings, lambda text: print(text, flush=True), read)
     except GatewayError as error:
         print(error.message, file=sys.stderr)
         return 1
-    except (StoreError, ExportError) as error:
+    except (StoreError, ExportError, RepriceError) as error:
         print(error, file=sys.stderr)
         return 1
     except ConfigError as error:
@@ -88,19 +101,78 @@ def _parser() -> argparse.ArgumentParser:
         "serve": "start the gateway",
         "check": "check the configuration, and start nothing",
         "explain": "say who would serve a model and who not, and send nothing",
+        "keys": "let clients in with keys of their own",
         "export": "write the rows of a table to a file",
         "prune": "delete old rows now, as the gateway does by itself",
+        "reprice": "price calls anew, by today's prices",
     }.items():
         command = commands.add_parser(
             name, parents=[shared], help=meaning, description=meaning, allow_abbrev=False
         )
         if name == "explain":
             command.add_argument("model", metavar="MODEL", help="as a client would ask for it")
+        if name == "keys":
+            _add_keys(command)
         if name == "export":
             _add_export(command)
         if name == "prune":
             _add_prune(command)
+        if name == "reprice":
+            _add_reprice(command)
     return parser
+
+
+def _add_keys(command: argparse.ArgumentParser) -> None:
+    orders = command.add_subparsers(dest="order", required=True, metavar="ORDER")
+    config = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    config.add_argument("--config", type=Path, metavar="FILE", default=argparse.SUPPRESS)
+    made = {
+        order: orders.add_parser(order, parents=[config], help=meaning, description=meaning)
+        for order, meaning in {
+            "create": "let a client in, and show its key once",
+            "list": "say who has a key, and what it opens",
+            "revoke": "let a client's keys open nothing any more",
+            "rotate": "show another key for a client, once",
+        }.items()
+    }
+    create = made["create"]
+    create.add_argument("name", metavar="NAME")
+    create.add_argument("--owner", metavar="WHO")
+    for option, meaning in {
+        "--model": "what it may ask for, such as fast or 'groq/*'; may come again (all)",
+        "--provider": "whom it may reach; may come again (all)",
+        "--tag": "may come again",
+    }.items():
+        create.add_argument(option, action="append", default=[], metavar="TEXT", help=meaning)
+    create.add_argument("--expires-in", type=_span, metavar="TIME", help="such as 30d (never)")
+    for order in ("revoke", "rotate"):
+        made[order].add_argument("id", metavar="ID", help="as list shows it")
+    made["rotate"].add_argument(
+        "--grace",
+        type=_span,
+        default=_DAY_MS,
+        metavar="TIME",
+        help="the old key opens so long (1d)",
+    )
+
+
+async def _keys(settings: Settings, options: argparse.Namespace) -> str:
+    if options.order == "create":
+        ends = None if options.expires_in is None else now_ms() + options.expires_in
+        client = new_client(
+            options.name,
+            owner=options.owner,
+            models=options.model,
+            providers=options.provider,
+            tags=options.tag,
+            expires_at=ends,
+        )
+        return await clientele.create(settings, client)
+    if options.order == "list":
+        return await clientele.listed(settings)
+    if options.order == "revoke":
+        return await clientele.revoke(settings, options.id)
+    return await clientele.rotate(settings, options.id, options.grace)
 
 
 def _add_export(command: argparse.ArgumentParser) -> None:
@@ -125,6 +197,20 @@ def _add_prune(command: argparse.ArgumentParser) -> None:
         "--older-than", type=_span, metavar="TIME", help="such as 30d (telemetry.retention_days)"
     )
     command.add_argument("--dry-run", action="store_true", help="only say what would be deleted")
+
+
+def _add_reprice(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--since",
+        type=_when,
+        required=True,
+        metavar="WHEN",
+        help="the first moment: RFC 3339, a date, or a time ago such as 7d",
+    )
+    command.add_argument(
+        "--until", type=_when, metavar="WHEN", help="the moment before which it ends (now)"
+    )
+    command.add_argument("--dry-run", action="store_true", help="only say what would change")
 
 
 def _when(text: str) -> int:

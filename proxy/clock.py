@@ -48,12 +48,14 @@ def day(now: float, zone: tzinfo) -> tuple[float, float]:
 
 
 def new_id() -> str:
-    """A time-ordered id of 26 characters (a ULID), strictly rising within this process.
+    """A time-ordered id of 18 characters, strictly rising within this process.
 
-    48 bits of milliseconds, then 80 random ones: https://github.com/ulid/spec.
+    45 bits of milliseconds, then 45 random ones, in Crockford's base 32: a ULID without its leading
+    zero (until the year 3084) and with less chance in it, since every call keeps its id twice. A
+    thousand calls a second, each of another process, meet once in two thousand years.
     """
     global _last
-    value = (now_ms() << 80) | int.from_bytes(os.urandom(10))
+    value = (now_ms() << 45) | (int.from_bytes(os.urandom(6)) >> 3)
     if value <= _last:
         value = _last + 1
     _last = value
@@ -61,8 +63,8 @@ def new_id() -> str:
 
 
 def encode_id(value: int) -> str:
-    """A 128-bit number in 26 characters of Crockford's base 32."""
-    return "".join([_PAIRS[(value >> shift) & 1023] for shift in range(120, -1, -10)])
+    """A 90-bit number in 18 characters of Crockford's base 32."""
+    return "".join([_PAIRS[(value >> shift) & 1023] for shift in range(80, -1, -10)])
 
 
 _PAIRS = [a + b for a in _ALPHABET for b in _ALPHABET]

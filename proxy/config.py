@@ -19,8 +19,10 @@ from pydantic_settings import EnvSettingsSource, SettingsError
 from proxy.discovery import discover
 from proxy.document import Document, Location, line, read
 from proxy.errors import ConfigError
+from proxy.loopback import is_loopback
 from proxy.mistakes import nearest, tell
-from proxy.schema import KNOWN, NEEDS_KEYS, Alias, Settings, is_loopback
+from proxy.places import state_folder
+from proxy.schema import KNOWN, NEEDS_KEYS, Alias, Settings
 
 DEFAULT_FILE = Path("config/tollkeeper.yaml")
 
@@ -85,6 +87,26 @@ def master_key(settings: Settings) -> tuple[str | None, bool]:
     return key, made
 
 
+def client_secret(settings: Settings) -> bytes:
+    """What the hashes of the clients' keys are made with. One that nobody configured is made beside
+    the database, and readable by its owner alone; where there is neither a master key nor a
+    database no client has a key, and it is kept nowhere.
+
+    Raises ConfigError if it can be neither read nor made.
+    """
+    if settings.auth.secret:
+        return settings.auth.secret.get_secret_value().encode()
+    if not settings.telemetry.keeps:
+        return secrets.token_bytes(32)
+    path = state_folder(settings.telemetry.database_url) / "secret"
+    try:
+        return path.read_text(encoding="ascii").strip().encode()
+    except FileNotFoundError:
+        return _make_key(path)[0].encode()
+    except (OSError, ValueError):
+        raise ConfigError([f"{path}: the secret of the clients' keys cannot be read"]) from None
+
+
 def _make_key(path: Path) -> tuple[str, bool]:
     """A key of 256 random bits in a new file, which appears whole or not at all."""
     key = f"tk-{secrets.token_urlsafe(32)}"
@@ -100,7 +122,7 @@ def _make_key(path: Path) -> tuple[str, bool]:
     except FileExistsError:
         return path.read_text(encoding="ascii").strip(), False
     except OSError as error:
-        raise ConfigError([f"{path}: the master key cannot be kept: {error.strerror}"]) from None
+        raise ConfigError([f"{path}: the key cannot be kept: {error.strerror}"]) from None
     return key, True
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
+from proxy import tariffs
 from proxy.clock import monotonic, now_ms, rfc3339
 from proxy.learnt import restore
 from proxy.metering.pricing import Prices
 from proxy.relay.claims import Claims
 from proxy.relay.relay import Routes
-from proxy.routes import Builder, catalogue
+from proxy.routes import Builder
 from proxy.routing.keypool import KeyPool
 from proxy.routing.obstacles import Obstacle, key_obstacle, target_obstacle
 from proxy.schema import ProviderSettings, Settings
@@ -60,10 +61,7 @@ def _routes(settings: Settings, models: Sequence[tuple[str, str]], prices: Price
     routes = builder.routes(
         settings, {name: demo if p.type == "demo" else p for name, p in configured.items()}
     )
-    free = frozenset(n for n, p in routes.providers.items() if p.dialect.name == "ollama")
-    prices.configure(
-        settings.prices, {name: catalogue(p) for name, p in routes.providers.items()}, free
-    )
+    tariffs.configure(prices, settings, routes.providers)
     return routes
 
 

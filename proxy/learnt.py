@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 
 from proxy.clock import instant, monotonic, now_ms
 from proxy.errors import ErrorReason
@@ -77,22 +78,33 @@ def records(event: Event) -> Iterator[Record]:
             )
 
 
+def counted(
+    pools: Iterable[KeyPool], counts: Mapping[str, int] = MappingProxyType({})
+) -> list[CountRecord]:
+    """What the configured limits have counted. ``counts`` is what all who share have used, by
+    provider and window."""
+    now, at = monotonic(), now_ms()
+    return [
+        _count(pool.provider, owner, counter, counts, now, at)
+        for pool in pools
+        for owner, counter in pool.counters.counted()
+    ]
+
+
 class Counts:
-    """What the configured limits have counted, as far as that is new."""
+    """What of that is new."""
 
     def __init__(self) -> None:
-        self._told: dict[tuple[str, str], tuple[int, int]] = {}
+        self._told: dict[tuple[str, ...], tuple[int, int]] = {}
 
-    def news(self, pools: Iterable[KeyPool]) -> Iterator[CountRecord]:
+    def news(self, records: Iterable[CountRecord]) -> Iterator[CountRecord]:
         """Those that have changed since the last time."""
-        now, at = monotonic(), now_ms()
-        before, self._told = self._told, {}  # those that the pools forget are forgotten here, too
-        for pool in pools:
-            for owner, counter in pool.counters.counted():
-                place = (pool.provider, counter.name)
-                figures = self._told[place] = _figures(counter, now)
-                if before.get(place) != figures:
-                    yield _count(pool.provider, owner, counter, now, at)
+        before, self._told = self._told, {}  # those that are forgotten there are forgotten here
+        for each in records:
+            place = (each.provider, each.key_id, each.account, each.model, each.limit_type)
+            figures = self._told[place] = (each.used, each.limit)
+            if before.get(place) != figures:
+                yield each
 
 
 async def restore(
@@ -137,29 +149,25 @@ def _count_again(pool: KeyPool, use: Used, seconds: int, now: float, at: int) ->
     pool.counters.replay(seconds, owner, when, use.requests, use.tokens, now)
 
 
-def _figures(counter: Sliding | Slots, now: float) -> tuple[int, int]:
-    """What is used by now, and of how much."""
-    if isinstance(counter, Slots):
-        return counter.used, counter.amount
-    counter.forget(now)
-    return counter.used, counter.limit.amount
-
-
 def _count(
-    provider: str, owner: Owner, counter: Sliding | Slots, now: float, at: int
+    provider: str,
+    owner: Owner,
+    counter: Sliding | Slots,
+    counts: Mapping[str, int],
+    now: float,
+    at: int,
 ) -> CountRecord:
     key, group, model = owner
-    used, limit = _figures(counter, now)
     window = counter if isinstance(counter, Sliding) else None
-    resets = window.resets(now) if window is not None else 0
+    resets = window.resets(now) if window is not None else 0  # and lets go of what is over
     return CountRecord(
         provider=provider,
         model=model,
         key_id=key,
         account=group,
         limit_type=window.limit.type if window is not None else CONCURRENT,
-        limit=limit,
-        used=used,
+        limit=counter.limit.amount if isinstance(counter, Sliding) else counter.amount,
+        used=counts.get(f"{provider} {counter.name}", counter.used),
         window_seconds=window.limit.seconds if window is not None else None,
         reset=at + round(resets * 1000) if resets else None,
         at=at,

@@ -1,6 +1,7 @@
 """What the program says on stderr: its own messages, and one line a request.
 
     setup(level, form, redact)     the loggers of this program and of its libraries
+    unchanged(error)               a configuration that was read again, and does not hold
     RequestLog                     one line a request, written from the record that is stored
 
 Both come as JSON, one object a line, or readable. Either way a line is one line: characters that
@@ -21,6 +22,7 @@ from typing import TextIO
 import msgspec
 
 from proxy.clock import rfc3339
+from proxy.errors import ConfigError
 from proxy.redact import shorten
 from proxy.types import CallRecord
 
@@ -50,6 +52,12 @@ def setup(level: str, form: str, redact: Callable[[str], str]) -> None:
         logger = logging.getLogger(name)
         logger.handlers = [handler]
         logger.setLevel(max(threshold, logging.WARNING) if name in _LIBRARIES else threshold)
+
+
+def unchanged(error: ConfigError) -> None:
+    """A line for each mistake in a configuration that was to be used from now on, and is not."""
+    for mistake in error.mistakes:
+        logging.getLogger(_OURS).error("the configuration stays as it was: %s", mistake)
 
 
 def _is_expected(record: logging.LogRecord) -> bool:
@@ -89,6 +97,9 @@ class _Readable(logging.Formatter):
         return "\n".join(lines)
 
     def _trace(self, record: logging.LogRecord) -> str:
+        stack: str | None = getattr(record, "stack", None)  # told already, less what is private
+        if stack is not None:
+            return stack
         if not record.exc_info or record.exc_info[0] is None:
             return ""
         return self._redact(self.formatException(record.exc_info))

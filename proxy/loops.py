@@ -15,6 +15,7 @@ from proxy.store import retention
 from proxy.store.address import StoreError
 from proxy.store.archive import Archive
 from proxy.store.engine import Store
+from proxy.types import CountRecord
 
 AGAIN_SECONDS = 1.0
 RETENTION_SECONDS = 3600.0
@@ -35,19 +36,26 @@ async def retain(store: Store, telemetry: TelemetrySettings) -> None:
     archive = None if telemetry.archive is None else Archive(telemetry.archive)
     while True:
         with suppress(StoreError):
-            await retention.run(store, telemetry.retention_days, archive)
+            await retention.run(store, telemetry.retention_days, archive, telemetry.content_days)
         await asyncio.sleep(RETENTION_SECONDS)
 
 
 async def publish_counts(
-    pools: Callable[[], Iterable[KeyPool]], keep: Callable[[object], None]
+    counted: Callable[[], Awaitable[Iterable[CountRecord]]], keep: Callable[[object], None]
 ) -> None:
     """Hand on what the configured limits have counted, where that has changed."""
     told = Counts()
     while True:
         await asyncio.sleep(COUNTS_SECONDS)
-        for record in told.news(pools()):
+        for record in told.news(await counted()):
             keep(record)
+
+
+async def elected(leads: Callable[[], bool], loop: Callable[[], Awaitable[None]]) -> None:
+    """Do what one of several workers does, from when it is this one's turn."""
+    while not leads():  # noqa: ASYNC110 - another process decides
+        await asyncio.sleep(AGAIN_SECONDS)
+    await loop()
 
 
 async def probe(

@@ -17,7 +17,8 @@ from proxy.store.look import look
 async def prune(settings: Settings, older_than: int | None, dry_run: bool) -> str:
     """Delete what is older, in milliseconds, and say what was deleted.
 
-    None: older than ``telemetry.retention_days``. Calls are archived first where that is
+    None: older than ``telemetry.retention_days``. Prompts and answers go by
+    ``telemetry.content_days`` where that is sooner. Calls are archived first where that is
     configured. Raises StoreError if the database or the archive cannot be written, and ConfigError
     if nobody says how old.
     """
@@ -25,16 +26,20 @@ async def prune(settings: Settings, older_than: int | None, dry_run: bool) -> st
     if older_than is None and telemetry.retention_days == 0:
         raise ConfigError(["telemetry.retention_days is 0, for ever: say --older-than"])
     age = telemetry.retention_days * DAY_MS if older_than is None else older_than
-    before = max(0, now_ms() - age)
+    now = now_ms()
+    before = max(0, now - age)
+    contents = max(before, now - telemetry.content_days * DAY_MS)
     archive = None if telemetry.archive is None else Archive(telemetry.archive)
     async with look(telemetry.database_url) as connection:  # one that is there, of this version
-        found = await retention.old(connection, before, archive is not None)
+        found = await retention.old(connection, contents, False, retention.CONTENTS)
+        found |= await retention.old(connection, before, archive is not None)
     if dry_run:
         return _listed(found, before)
     progress = Progress(sum(found.values()), sys.stderr)
     store = Store(telemetry.database_url)
     try:
-        deleted = await retention.let_go(store, before, archive, progress.add)
+        deleted = await retention.let_go(store, contents, None, progress.add, retention.CONTENTS)
+        deleted += await retention.let_go(store, before, archive, progress.add)
     finally:
         await store.close()
     progress.close()

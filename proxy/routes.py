@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Iterable, Mapping
 
 from proxy.clock import now_ms
-from proxy.providers import DIALECTS
+from proxy.providers import DIALECTS, OLLAMA_NATIVE
 from proxy.providers.base import Provider
 from proxy.relay.relay import Routes
 from proxy.routing.alias import Alias, Candidate, Cost
@@ -23,7 +23,6 @@ from proxy.schema import (
     BreakerSettings,
     LimitSettings,
     ProviderSettings,
-    RoutingSettings,
     Settings,
 )
 from proxy.types import Target
@@ -64,7 +63,7 @@ class Builder:
         providers = {name: provider(name, each) for name, each in configured.items()}
         pools = {}
         for name, each in configured.items():
-            pools[name] = self._pool(providers[name], each, settings.routing, before)
+            pools[name] = self._pool(providers[name], each, settings, before)
         aliases = {
             name: self._alias(alias, pools, before.planner.alias(name) if before else None)
             for name, alias in settings.models.items()
@@ -83,10 +82,11 @@ class Builder:
     def _pool(
         self,
         provider: Provider,
-        settings: ProviderSettings,
-        routing: RoutingSettings,
+        provided: ProviderSettings,
+        settings: Settings,
         before: Routes | None,
     ) -> KeyPool:
+        routing = settings.routing
         known = before.providers.get(provider.name) if before else None
         if before and known and _is_same(known, provider):
             pool = before.pools[provider.name]
@@ -100,9 +100,9 @@ class Builder:
                 released=self._released,
             )
         pool.configure(
-            _keys(settings), settings.strategy, _rules(routing.breaker), routing.max_cooldown
+            _keys(provided), provided.strategy, _rules(routing.breaker), routing.max_cooldown
         )
-        pool.counters.configure(_allowances(settings))
+        pool.counters.configure(_allowances(provided, settings.server.workers))
         return pool
 
     def _alias(
@@ -133,7 +133,7 @@ def provider(name: str, settings: ProviderSettings) -> Provider:
     kind = "openai" if settings.type == "demo" else settings.type
     return Provider.of(
         name,
-        DIALECTS[kind],
+        OLLAMA_NATIVE if settings.api == "native" else DIALECTS[kind],
         base_url=settings.base_url,
         account_id=settings.account_id,
         connect=settings.timeouts.connect,
@@ -143,11 +143,12 @@ def provider(name: str, settings: ProviderSettings) -> Provider:
     )
 
 
-def catalogue(provider: Provider) -> str | None:
-    """How the price catalogue knows a provider: by its id, or an address on the internet."""
-    if provider.dialect.catalog is not None:
-        return provider.dialect.catalog
-    return provider.base_url if provider.base_url.startswith("https://") else None
+def targets(settings: Settings) -> dict[str, list[Target]]:
+    """What each alias stands for."""
+    return {
+        name: [_target(each.target) for each in alias.targets]
+        for name, alias in settings.models.items()
+    }
 
 
 def _keys(settings: ProviderSettings) -> list[Key]:
@@ -171,22 +172,27 @@ def _rules(settings: BreakerSettings) -> BreakerRules:
     )
 
 
-def _allowances(settings: ProviderSettings) -> Allowances:
+def _allowances(settings: ProviderSettings, workers: int) -> Allowances:
+    def each(limits: Mapping[str, LimitSettings]) -> dict[str, Allowance]:
+        return {name: _allowance(limit, workers) for name, limit in limits.items()}
+
     return Allowances(
-        keys={key.name: _allowance(key.limits) for key in settings.keys},
-        groups={name: _allowance(each) for name, each in settings.limits.groups.items()},
-        models={name: _allowance(each) for name, each in settings.limits.models.items()},
+        keys=each({key.name: key.limits for key in settings.keys}),
+        groups=each(settings.limits.groups),
+        models=each(settings.limits.models),
     )
 
 
-def _allowance(settings: LimitSettings) -> Allowance:
+def _allowance(settings: LimitSettings, workers: int) -> Allowance:
+    """Workers count together what goes by time; of calls at a time each has its part."""
     amounts = [
         (Limit("requests", settings.rpm, MINUTE) if settings.rpm else None),
         (Limit("requests", settings.rpd, DAY) if settings.rpd else None),
         (Limit("tokens", settings.tpm, MINUTE) if settings.tpm else None),
         (Limit("tokens", settings.tpd, DAY) if settings.tpd else None),
     ]
-    return Allowance(tuple(each for each in amounts if each is not None), settings.concurrency)
+    slots = settings.concurrency and max(1, settings.concurrency // workers)
+    return Allowance(tuple(each for each in amounts if each is not None), slots)
 
 
 def _target(name: str) -> Target:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PrivateAttr, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from proxy.content import MAX_BYTES
 from proxy.fields import (
     AccountId,
     Bytes,
@@ -71,13 +71,6 @@ class ServerSettings(Part):
     log_format: Annotated[Literal["auto", "json", "text"], Lower] = "auto"
     """``auto`` is text on a terminal and JSON elsewhere."""
 
-    @field_validator("workers")
-    @classmethod
-    def _one_worker(cls, value: int) -> int:
-        if value > 1:
-            raise ValueError("more than one worker comes with a later version; accepted: 1")
-        return value
-
 
 class AuthSettings(Part):
     """Who may come in. With neither member the gateway is open, and only on loopback."""
@@ -85,8 +78,11 @@ class AuthSettings(Part):
     master_key: Secret | None = None
     master_key_file: Path | None = None
     """Holds the key; made at the first start if it does not exist."""
+    secret: Secret | None = None
+    """What the hashes of the clients' keys are made with, if not with one that is made at the first
+    start: several gateways with one database need the same."""
 
-    @field_validator("master_key")
+    @field_validator("master_key", "secret")
     @classmethod
     def _unset(cls, value: SecretStr | None) -> SecretStr | None:
         return value or None
@@ -123,6 +119,8 @@ class KeySettings(Part):
     quota_group: str = Field("", min_length=1)
     weight: Weight = 1.0
     limits: LimitSettings = LimitSettings()
+    free_tier: bool | None = None
+    """Whether its calls cost nothing; None: as its provider says."""
 
 
 class TimeoutSettings(Part):
@@ -146,6 +144,10 @@ class ProviderSettings(Part):
     limits: SharedLimits = SharedLimits()
     include_usage: bool | None = None
     """Whether to ask for usage at the end of streams; None: as the type of provider needs."""
+    free_tier: bool = False
+    """Whether calls cost nothing, as they do with keys of a free tier."""
+    api: Annotated[Literal["openai", "native"], Lower] = "openai"
+    """Which paths of an Ollama are asked: ``native`` translates to its own, which tell more."""
 
     @field_validator("keys", mode="before")
     @classmethod
@@ -178,6 +180,8 @@ class ProviderSettings(Part):
         }
         if missing := [name for name, lacks in needed.items() if lacks]:
             raise ValueError(f"type {self.type} needs {' and '.join(missing)}")
+        if self.api == "native" and self.type != "ollama":
+            raise ValueError("api: native is for type ollama; accepted here: openai")
         return self
 
 
@@ -211,12 +215,15 @@ class Alias(Part):
 
 
 class Price(Part):
-    """US dollars per million tokens. A cached token costs what input costs if nothing is said."""
+    """US dollars per million tokens. A token that is cached, or of sound, costs what the others of
+    its side cost if nothing is said."""
 
     input: Usd
     output: Usd
     cached_input: Usd | None = None
     cache_write: Usd | None = None
+    input_audio: Usd | None = None
+    output_audio: Usd | None = None
 
 
 class RetryBudgetSettings(Part):
@@ -264,6 +271,13 @@ class StateSettings(Part):
         return value or None
 
 
+class JournalSettings(Part):
+    """What becomes of calls when the journal cannot be written, and how large it may get."""
+
+    on_failure: Annotated[Literal["open", "strict"], Lower] = "open"
+    max_bytes: Bytes = 1024**3
+
+
 class TelemetrySettings(Part):
     """What is kept, where, and for how many days (0: for ever)."""
 
@@ -273,6 +287,11 @@ class TelemetrySettings(Part):
     retention_days: Whole = Field(30, ge=0)
     archive: Path | None = None
     """The folder where calls are written to before they are deleted."""
+    content_days: Whole = Field(7, ge=1)
+    """How long prompts and answers are kept where they are, and never longer than the calls."""
+    content_max_bytes: Bytes = MAX_BYTES
+    """How much of a prompt, and of an answer, before they are compressed."""
+    journal: JournalSettings = JournalSettings()
 
     @field_validator("archive", mode="before")
     @classmethod
@@ -284,18 +303,16 @@ class TelemetrySettings(Part):
         """Whether anything is written to the database at all."""
         return self.enabled and self.privacy_level != "none"
 
+    @property
+    def content_limit(self) -> int | None:
+        """Bytes that are kept of a prompt and of an answer; None: neither is kept."""
+        return self.content_max_bytes if self.enabled and self.privacy_level == "full" else None
+
     @field_validator("database_url")
     @classmethod
     def _async_driver(cls, value: str) -> str:
         if not value.startswith(_DATABASES):
             raise ValueError(f"must start with {' or '.join(_DATABASES)}")
-        return value
-
-    @field_validator("privacy_level")
-    @classmethod
-    def _not_yet(cls, value: str) -> str:
-        if value == "full":
-            raise ValueError("full comes with a later version; accepted: metadata, none")
         return value
 
 
@@ -330,7 +347,7 @@ class Settings(BaseSettings):
 
     def secrets(self) -> list[str]:
         """Every secret that is configured, for whoever keeps them out of texts."""
-        found = [self.auth.master_key] if self.auth.master_key else []
+        found = [each for each in (self.auth.master_key, self.auth.secret) if each]
         found += [key.value for provider in self.providers.values() for key in provider.keys]
         texts = [secret.get_secret_value() for secret in found]
         return texts + passwords(self.telemetry.database_url) + passwords(self.state.url or "")
@@ -369,18 +386,6 @@ class Settings(BaseSettings):
         if wrong := [name for name in prices if not all(name.partition("/"))]:
             raise ValueError(f"must be named PROVIDER/MODEL (not so: {', '.join(wrong)})")
         return prices
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach ``host``: localhost, 127.0.0.0/8 or ::1."""
-    name = host.removeprefix("[").removesuffix("]").rstrip(".").lower()
-    if name == "localhost":
-        return True
-    try:
-        address = ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return address.is_loopback
 
 
 def _typed(name: Any, provider: Any) -> Any:

@@ -1,16 +1,19 @@
-"""Runs the gateway: one socket, one process, and what it says once it is up."""
+"""Runs the gateway: one socket, one process, and what it says once it is up.
+
+serve     by itself
+run       as one worker, with a socket that somebody else has opened
+"""
 
 from __future__ import annotations
 
 import asyncio
 import errno
 import gc
-import logging
 import math
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import NoReturn
 
@@ -21,12 +24,14 @@ from proxy.app import create_app
 from proxy.banner import banner
 from proxy.config import master_key
 from proxy.errors import ConfigError
-from proxy.log import setup
+from proxy.log import setup, unchanged
 from proxy.redact import Redactor
 from proxy.schema import AuthSettings, Settings
+from proxy.sharing.member import Member
 from proxy.wire import OneWriteProtocol
 
-_log = logging.getLogger("tollkeeper")
+Providers = Sequence[tuple[str, int]]
+"""Their names, with the number of keys of each."""
 
 _KEEP_ALIVE = 75  # seconds; longer than the pools of common clients, so that they close first
 _BACKLOG = 2048
@@ -49,12 +54,32 @@ def serve(
     cannot be opened or the master key cannot be kept.
     """
     key, made = master_key(settings)
-    auth = settings.auth
-    settings = _with_key(settings, key)
     listener = bind(settings.server.host, settings.server.port)
+    locked, place = with_key(settings, key), address(listener)
+
+    def ready(providers: Providers, example: str | None) -> None:
+        announce(banner(locked, place, providers, example=example, key_made=made))
+
+    return run(settings, key, listener, reread, ready)
+
+
+def run(
+    settings: Settings,
+    key: str | None,
+    listener: socket.socket,
+    reread: Callable[[], Settings],
+    ready: Callable[[Providers, str | None], None],
+    member: Member | None = None,
+) -> int:
+    """Serve on a socket; ``key`` opens the gateway. ``ready`` is told of the providers and of a
+    model to try, ``member`` is what this worker shares with others."""
+    auth = settings.auth
+    settings = with_key(settings, key)
     redact = Redactor(settings.secrets())
     setup(settings.server.log_level, settings.server.log_format, redact)
-    app = create_app(settings, reread=lambda: _like(auth, reread(), key), redact=redact)
+    app = create_app(
+        settings, reread=lambda: _like(auth, reread(), key), redact=redact, member=member
+    )
     config = uvicorn.Config(
         app,
         loop="asyncio" if sys.platform == "win32" else "uvloop",
@@ -70,32 +95,29 @@ def serve(
         timeout_graceful_shutdown=math.ceil(settings.server.drain),
     )
 
-    def ready() -> None:
+    def up() -> None:
         gc.collect()
         gc.freeze()  # what lives as long as the process need not be looked at again
         gc.set_threshold(_GARBAGE)
-        announce(
-            banner(
-                settings,
-                address(listener),
-                app.state.providers,
-                example=app.state.example_model,
-                key_made=made,
-            )
-        )
+        ready(app.state.providers, app.state.example_model)
 
     def stopping() -> None:
         app.state.ready = False
 
-    # uvicorn raises the signal once more when it is done; a stop that was asked for is a success.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stopped)
-    server = _Server(config, ready, stopping)
+    stop_well()
+    server = _Server(config, up, stopping)
     try:
         server.run(sockets=[listener])
     except SystemExit as stopped:  # uvicorn's own way out of a start that failed
         return 0 if not stopped.code else 1
     return 0 if server.started else 1
+
+
+def stop_well() -> None:
+    """A stop that was asked for is a success; uvicorn raises the signal once more when it is
+    done."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stopped)
 
 
 class _Server(uvicorn.Server):
@@ -119,15 +141,14 @@ class _Server(uvicorn.Server):
         try:
             self.config.app.state.reload()  # type: ignore[union-attr]
         except ConfigError as error:
-            for mistake in error.mistakes:
-                _log.error("the configuration stays as it was: %s", mistake)
+            unchanged(error)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._stopping()
         super().handle_exit(sig, frame)
 
 
-def _with_key(settings: Settings, key: str | None) -> Settings:
+def with_key(settings: Settings, key: str | None) -> Settings:
     """The settings with the master key, wherever it was kept."""
     if key is None:
         return settings
@@ -137,7 +158,7 @@ def _with_key(settings: Settings, key: str | None) -> Settings:
 
 def _like(auth: AuthSettings, again: Settings, key: str | None) -> Settings:
     """What was read again, with the key that is in use, unless it says something new of that."""
-    return _with_key(again, key) if again.auth == auth else again
+    return with_key(again, key) if again.auth == auth else again
 
 
 def _stopped(*_: object) -> NoReturn:

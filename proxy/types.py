@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from proxy.clients import Client
 from proxy.errors import ErrorReason
 
 Headers = list[tuple[bytes, bytes]]
@@ -35,9 +36,11 @@ _PATHS = {
 
 
 class Caller(msgspec.Struct, frozen=True, gc=False):
-    """Who asks. ``client_id`` is "master" for the master key and None on an open gateway."""
+    """Who asks. ``client_id`` is "master" for the master key and None on an open gateway. With a
+    client's own key there is the ``client``, too."""
 
     client_id: str | None = None
+    client: Client | None = None
 
 
 class Target(msgspec.Struct, frozen=True, gc=False):
@@ -132,7 +135,8 @@ class Verdict(msgspec.Struct, frozen=True, gc=False):
 
 
 class Usage(msgspec.Struct, frozen=True, gc=False):
-    """Token counts of one call, inclusive: cached is inside input, reasoning inside output.
+    """Token counts of one call, inclusive: cached, audio and images are inside input, reasoning,
+    audio and images inside output.
 
     ``hidden_tokens`` are output tokens that were billed but never sent (thoughts that stay with
     the provider). ``cost_nano_usd`` is what the provider itself said the call cost.
@@ -144,8 +148,20 @@ class Usage(msgspec.Struct, frozen=True, gc=False):
     cached_tokens: int | None = None
     cache_write_tokens: int | None = None
     reasoning_tokens: int | None = None
+    input_audio_tokens: int | None = None
+    output_audio_tokens: int | None = None
+    input_image_tokens: int | None = None
+    output_image_tokens: int | None = None
     hidden_tokens: int | None = None
     cost_nano_usd: int | None = None
+
+
+class Memory(msgspec.Struct, frozen=True, gc=False):
+    """What a model holds where it runs, in MiB, and the part of it that is on GPUs. Both are 0 for
+    one that is not loaded."""
+
+    total_mb: float = 0.0
+    vram_mb: float = 0.0
 
 
 class ModelInfo(msgspec.Struct, frozen=True):
@@ -169,13 +185,20 @@ class ModelInfo(msgspec.Struct, frozen=True):
     is_free: bool | None = None
 
 
-class CallRecord(msgspec.Struct, frozen=True, gc=False):
+class CallRecord(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """One upstream attempt, or one request refused before any: a row of ``api_calls``.
 
     The fields are the columns, in order (``id`` and the computed ``success`` aside). Instants are
     UTC milliseconds, durations milliseconds. ``cost_nano_usd`` is stored as
-    ``cost_estimate_usd``, in dollars. ``rate_headers`` (the last field) is no column: the raw
-    ``x-ratelimit-*`` of the answer, which the store turns into ``rate_limits``.
+    ``cost_estimate_usd`` and ``list_cost_nano_usd`` as ``list_cost_usd``, in dollars.
+    ``rate_headers`` (the last field) is no column: the raw ``x-ratelimit-*`` of the answer, which
+    the store turns into ``rate_limits``.
+
+    ``first_*_ms`` and ``last_token_ms`` count from sending the attempt. ``model_load_ms``,
+    ``prompt_eval_ms`` and ``generation_ms`` are what the model's server measured itself;
+    ``is_cold_start`` says that it had to load the model; ``model_memory_mb`` and
+    ``model_vram_mb`` (MiB) are what the model held there, ``gpu_memory_used_mb`` what was in use
+    on this host's GPUs, when the attempt began.
     """
 
     request_id: str
@@ -186,63 +209,82 @@ class CallRecord(msgspec.Struct, frozen=True, gc=False):
     endpoint: str
     provider: str
     model: str
-    requested_model: str | None
-    model_version: str | None
-    key_id: str | None
-    account: str | None
-    client_id: str | None
-    client_request_id: str | None
-    upstream_request_id: str | None
-    agent_name: str | None
-    tool_name: str | None
-    session_id: str | None
-    trace_id: str | None
+    requested_model: str | None = None
+    model_version: str | None = None
+    key_id: str | None = None
+    account: str | None = None
+    client_id: str | None = None
+    client_request_id: str | None = None
+    upstream_request_id: str | None = None
+    agent_name: str | None = None
+    tool_name: str | None = None
+    session_id: str | None = None
+    trace_id: str | None = None
     is_stream: bool
     status: str
-    http_status: int | None
-    client_status: int | None
-    error_reason: str | None
-    error_message: str | None
-    finish_reason: str | None
-    response_time_ms: float | None
-    total_duration_ms: float | None
-    queue_time_ms: float | None
-    processing_time_ms: float | None
-    overhead_ms: float | None
-    ttfb_ms: float | None
-    time_to_first_token_ms: float | None
-    tokens_per_second: float | None
-    inter_token_avg_ms: float | None
-    inter_token_p50_ms: float | None
-    inter_token_p95_ms: float | None
-    max_stall_ms: float | None
-    chunk_count: int | None
-    input_tokens: int | None
-    output_tokens: int | None
-    total_tokens: int | None
-    cached_tokens: int | None
-    cache_write_tokens: int | None
-    reasoning_tokens: int | None
+    http_status: int | None = None
+    client_status: int | None = None
+    error_reason: str | None = None
+    error_message: str | None = None
+    finish_reason: str | None = None
+    response_time_ms: float | None = None
+    total_duration_ms: float | None = None
+    queue_time_ms: float | None = None
+    processing_time_ms: float | None = None
+    overhead_ms: float | None = None
+    overhead_before_ms: float | None = None
+    overhead_after_ms: float | None = None
+    ttfb_ms: float | None = None
+    time_to_first_token_ms: float | None = None
+    first_reasoning_ms: float | None = None
+    first_content_ms: float | None = None
+    first_tool_ms: float | None = None
+    last_token_ms: float | None = None
+    tokens_per_second: float | None = None
+    inter_token_avg_ms: float | None = None
+    inter_token_p50_ms: float | None = None
+    inter_token_p95_ms: float | None = None
+    max_stall_ms: float | None = None
+    stall_count: int | None = None
+    chunk_count: int | None = None
+    model_load_ms: float | None = None
+    prompt_eval_ms: float | None = None
+    generation_ms: float | None = None
+    is_cold_start: bool | None = None
+    model_memory_mb: float | None = None
+    model_vram_mb: float | None = None
+    gpu_memory_used_mb: float | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    total_tokens: int | None = None
+    cached_tokens: int | None = None
+    cache_write_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    input_audio_tokens: int | None = None
+    output_audio_tokens: int | None = None
+    input_image_tokens: int | None = None
+    output_image_tokens: int | None = None
     usage_source: str
-    cost_nano_usd: int | None
+    cost_nano_usd: int | None = None
+    list_cost_nano_usd: int | None = None
     cost_source: str
-    price_version: str | None
-    message_count: int | None
-    prompt_length: int | None
-    response_length: int | None
-    temperature: float | None
-    top_p: float | None
-    frequency_penalty: float | None
-    presence_penalty: float | None
-    top_k: int | None
-    max_tokens: int | None
-    stop_count: int | None
-    tool_count: int | None
-    n: int | None
-    seed: int | None
-    reasoning_effort: str | None
+    price_version: str | None = None
+    message_count: int | None = None
+    prompt_length: int | None = None
+    response_length: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    top_k: int | None = None
+    max_tokens: int | None = None
+    stop_count: int | None = None
+    tool_count: int | None = None
+    n: int | None = None
+    seed: int | None = None
+    reasoning_effort: str | None = None
     privacy_level: str
-    metadata: str | None
+    metadata: str | None = None
     rate_headers: tuple[tuple[bytes, bytes], ...] = ()
 
 
@@ -261,54 +303,6 @@ class FaultRecord(msgspec.Struct, frozen=True):
     model_name: str | None = None
     client_id: str | None = None
     http_status: int | None = None
-
-
-class GpuSample(msgspec.Struct, frozen=True):
-    """One GPU at one instant. Memory in MiB, power in watts, clocks in MHz; None: not supported."""
-
-    gpu_id: int
-    uuid: str | None = None
-    name: str | None = None
-    temperature_c: float | None = None
-    utilization_percent: float | None = None
-    memory_used_mb: float | None = None
-    memory_total_mb: float | None = None
-    memory_percent: float | None = None
-    power_draw_watts: float | None = None
-    power_limit_watts: float | None = None
-    sm_clock_mhz: float | None = None
-    throttle_reasons: int | None = None
-
-
-class HostSample(msgspec.Struct, frozen=True):
-    """The host, its GPUs and this process, averaged over one stored interval.
-
-    Sizes in GiB and MiB, counters in bytes since boot, ``timestamp`` UTC milliseconds.
-    """
-
-    timestamp: int
-    gpu_count: int = 0
-    cpu_percent: float | None = None
-    memory_percent: float | None = None
-    memory_used_gb: float | None = None
-    memory_total_gb: float | None = None
-    swap_percent: float | None = None
-    disk_percent: float | None = None
-    disk_read_bytes: int | None = None
-    disk_write_bytes: int | None = None
-    network_bytes_sent: int | None = None
-    network_bytes_recv: int | None = None
-    load_1m: float | None = None
-    load_5m: float | None = None
-    load_15m: float | None = None
-    process_rss_mb: float | None = None
-    process_cpu_percent: float | None = None
-    process_threads: int | None = None
-    open_fds: int | None = None
-    loop_lag_ms: float | None = None
-    in_flight_requests: int | None = None
-    writer_queue_depth: int | None = None
-    gpus: tuple[GpuSample, ...] = ()
 
 
 Source = Literal["header", "body", "local"]

@@ -9,7 +9,6 @@ import json
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,13 +20,13 @@ import yaml
 
 from proxy.app import create_app
 from proxy.config import load
-from proxy.metering.writer import BatchWriter
+from proxy.metering import shipper
 from proxy.serve import bind
 from proxy.wire import OneWriteProtocol
 from tests.store import databases
 
-_QUICK_WRITER = partial(BatchWriter, interval=0.01)
-"""Hundreds of tests wait for their rows."""
+QUICK = 0.01
+"""Seconds that a row waits for others: hundreds of tests wait for their rows."""
 SECONDS = 5.0
 """How long a row may take to appear before a test gives up; the promise is one second."""
 
@@ -218,7 +217,7 @@ async def running(
     )
     key = settings.auth.master_key
     async with asyncio.TaskGroup() as tasks:
-        with mock.patch("proxy.recording.BatchWriter", _QUICK_WRITER):
+        with mock.patch.object(shipper, "INTERVAL", QUICK):
             serving = tasks.create_task(server.serve(sockets=[listener]))
             while not server.started:
                 assert not serving.done(), "the gateway did not start"

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from proxy import loops, upstreams
 from proxy.app import create_app
 from proxy.config import load
 from proxy.errors import ConfigError
+from proxy.metering import tokenizer
 from proxy.observe.host import HostSampler
 from proxy.redact import Redactor
 from proxy.schema import Settings
@@ -237,6 +239,22 @@ async def test_the_settings_reach_the_parts(upstream: Upstream, start: Start) ->
     assert (await client.post("/v1/chat/completions", content=never())).status_code == 408
 
 
+@pytest.mark.parametrize("installed", [True, False])
+async def test_a_vocabulary_is_loaded_before_anything_is_served(
+    installed: bool, upstream: Upstream, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[int] = []
+
+    def load() -> None:
+        loaded.append(threading.get_ident())
+
+    monkeypatch.setattr(tokenizer, "INSTALLED", installed)
+    monkeypatch.setattr(tokenizer, "load", load)
+    await start({"providers": {"lab": lab(upstream.url)}})
+    assert len(loaded) == installed
+    assert threading.get_ident() not in loaded  # it takes a third of a second
+
+
 async def test_who_is_turned_away_is_counted_and_has_no_row(
     upstream: Upstream, start: Start
 ) -> None:
@@ -277,7 +295,7 @@ async def test_old_rows_go_again_and_again_and_a_locked_database_is_for_later(
     days: list[int] = []
     enough = asyncio.Event()
 
-    async def run(store: object, keep: int, archive: Archive | None) -> int:
+    async def run(store: object, keep: int, archive: Archive | None, content: int) -> int:
         days.append(keep)
         assert archive is not None
         assert archive.folder == Path("kept")

@@ -63,6 +63,13 @@ def test_a_key_that_was_made_just_now_is_shown_once() -> None:
     assert "/data/master.key" in said
 
 
+def test_that_prompts_are_stored_is_said_loudly() -> None:
+    said = text(telemetry={"privacy_level": "full", "content_days": 3})
+    assert "\n  PRIVACY     full: PROMPTS AND ANSWERS ARE STORED, for 3 days\n" in said
+    for quiet in ({}, {"privacy_level": "full", "enabled": False}):
+        assert "PROMPTS" not in text(telemetry=quiet)
+
+
 @pytest.mark.parametrize(
     ("telemetry", "shown"),
     [
@@ -79,3 +86,8 @@ def test_the_database_is_named_without_its_password(telemetry: dict[str, Any], s
     said = text(telemetry=telemetry)
     assert f"database    {shown}\n" in said
     assert "canary" not in said
+
+
+def test_it_says_how_many_workers_there_are() -> None:
+    assert "workers     3\n" in text(server={"workers": 3})
+    assert "workers" not in text()

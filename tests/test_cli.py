@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import os
+import pickle
 import socket
 import subprocess
 import sys
@@ -50,6 +51,21 @@ def test_serving_is_what_it_does_without_a_command(
     server = settings.server
     assert (server.host, server.port, server.workers, server.drain) == ("::1", 0, 1, 3.0)
     assert (server.log_level, server.log_format) == ("debug", "json")
+
+
+def test_several_workers_have_a_supervisor_whose_words_can_be_passed_on(
+    monkeypatch: pytest.MonkeyPatch, served: list[Settings]
+) -> None:
+    supervised: list[Settings] = []
+
+    def supervise(settings: Settings, announce: object, reread: Callable[[], Settings]) -> int:
+        assert pickle.loads(pickle.dumps(reread))() == settings
+        supervised.append(settings)
+        return 0
+
+    monkeypatch.setattr(cli, "supervise", supervise)
+    assert cli.main(["--workers", "2", "--port", "7"]) == 0
+    assert (len(served), len(supervised), supervised[0].server.port) == (0, 1, 7)
 
 
 def test_no_arguments_at_all_serve_the_defaults(served: list[Settings]) -> None:
@@ -213,6 +229,23 @@ def test_prune_tells_in_one_line_why_not(capsys: pytest.CaptureFixture[str]) -> 
     with pytest.raises(SystemExit):
         cli.main(["prune", "--older-than", "30"])
     assert "argument --older-than: must be a time such as 30d" in capsys.readouterr().err
+
+
+def test_reprice_says_what_changed_or_would(capsys: pytest.CaptureFixture[str]) -> None:
+    recorded(1_735_732_800_000, now_ms())
+    words = ["reprice", "--since", "1d", "--until", "2100-01-01"]
+    assert cli.main([*words, "--dry-run"]) == 0
+    assert capsys.readouterr().out == "rows looked at: 1, would change: 0, newly priced: 0\n"
+    assert cli.main(["reprice", "--since", "2025-01-01"]) == 0
+    assert capsys.readouterr().out == "rows looked at: 2, changed: 0, newly priced: 0\n"
+
+
+def test_reprice_tells_in_one_line_why_not(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["reprice", "--since", "1d"]) == 1
+    assert capsys.readouterr().err.startswith("there is no database ")
+    with pytest.raises(SystemExit):
+        cli.main(["reprice"])
+    assert "required: --since" in capsys.readouterr().err
 
 
 def test_an_unknown_word_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

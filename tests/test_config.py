@@ -303,9 +303,9 @@ def test_mistakes_name_the_file_the_variable_or_the_argument() -> None:
         "TOLLKEEPER_PROVIDERS": '{"lab": {"keys": [{"value": "v", "weight": 0}]}}',
         "TOLLKEEPER_MASTER_KEY": "two words",
     }
-    assert mistakes(LAB + "server: {peek: x}\n", environ, workers="3") == [
+    assert mistakes(LAB + "server: {peek: x}\n", environ, workers="0") == [
         "TOLLKEEPER_SERVER__PORT: must be at least 0 (got -1)",
-        "--workers: more than one worker comes with a later version; accepted: 1",
+        "--workers: must be at least 1 (got 0)",
         "t.yaml: server.peek: must be a duration such as 8s, 500ms or 2m, or a number of seconds",
         "TOLLKEEPER_MASTER_KEY: holds a blank or a character that no HTTP header can carry",
         "TOLLKEEPER_PROVIDERS: lab.keys[0].weight: must be greater than 0 (got 0)",

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from proxy import learnt
 from proxy.errors import ErrorReason
-from proxy.learnt import Counts, records, restore, told
+from proxy.learnt import Counts, counted, records, restore, told
 from proxy.routing.breaker import BreakerRules, Transition
 from proxy.routing.counters import Allowance, Allowances, Counters
 from proxy.routing.events import Event, Lifted, Parked, Switched
@@ -306,10 +306,10 @@ def test_counts_are_told_when_they_have_changed(clock: Clock) -> None:
     )
     world, counts = World(clock, allowances=allowances), Counts()
     pools = [world.pool]
-    assert list(counts.news(pools)) == []
+    assert list(counts.news(counted(pools))) == []
     lease = world.pool.lease("big", clock.now, tokens=30)
     assert lease is not None
-    requests, tokens, slots = counts.news(pools)
+    requests, tokens, slots = counts.news(counted(pools))
     assert requests == CountRecord(
         provider="lab",
         model="",
@@ -326,25 +326,25 @@ def test_counts_are_told_when_they_have_changed(clock: Clock) -> None:
     assert (tokens.key_id, tokens.account, tokens.model) == ("", "org", "big")
     assert (slots.limit_type, slots.used, slots.limit) == ("concurrent", 1, 2)
     assert (slots.window_seconds, slots.reset) == (None, None)
-    assert list(counts.news(pools)) == []
+    assert list(counts.news(counted(pools))) == []
     lease.used = 45
     lease.release()
-    assert [(each.limit_type, each.used) for each in counts.news(pools)] == [
+    assert [(each.limit_type, each.used) for each in counts.news(counted(pools))] == [
         ("tokens_day", 45),
         ("concurrent", 0),
     ]
     clock.move(70)
-    [gone] = counts.news(pools)
+    [gone] = counts.news(counted(pools))
     assert (gone.limit_type, gone.used, gone.reset) == ("requests_minute", 0, None)
 
 
 def test_a_limit_that_was_changed_is_news(clock: Clock) -> None:
     world, counts = World(clock, allowances=Allowances(keys={"k1": limited(rpm=10)})), Counts()
     assert world.pool.lease("big", clock.now)
-    assert [each.limit for each in counts.news([world.pool])] == [10]
+    assert [each.limit for each in counts.news(counted([world.pool]))] == [10]
     world.pool.counters.configure(Allowances(keys={"k1": limited(rpm=20)}))
     assert world.pool.lease("big", clock.now)
-    assert [(each.limit, each.used) for each in counts.news([world.pool])] == [(20, 2)]
+    assert [(each.limit, each.used) for each in counts.news(counted([world.pool]))] == [(20, 2)]
 
 
 def test_counts_of_models_that_are_forgotten_are_forgotten(clock: Clock) -> None:
@@ -352,7 +352,7 @@ def test_counts_of_models_that_are_forgotten_are_forgotten(clock: Clock) -> None
     for model in ("big", "small"):
         world = World(clock, allowances=allowances)
         assert world.pool.lease(model, clock.now)
-        assert [each.model for each in counts.news([world.pool])] == [model]
+        assert [each.model for each in counts.news(counted([world.pool]))] == [model]
     assert len(counts._told) == 1
 
 
@@ -513,7 +513,7 @@ async def test_windows_go_on_with_what_the_rows_say(clock: Clock, store: Store) 
     }
     # What was used leaves the window when it would have done so without the restart.
     clock.move(12)
-    list(Counts().news([world.pool]))
+    counted([world.pool])
     assert world.used()[("k1", "org", ""), "requests_minute"] == 2
 
 

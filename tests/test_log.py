@@ -10,7 +10,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from proxy.log import RequestLog, request_line, setup
+from proxy.errors import ConfigError
+from proxy.log import RequestLog, request_line, setup, unchanged
 from proxy.redact import Redactor
 from proxy.types import CallRecord
 
@@ -205,3 +206,20 @@ def test_second_setup_replaces_the_first(capsys: pytest.CaptureFixture[str]) -> 
     logging.getLogger("tollkeeper").warning("unheard")
     logging.getLogger("tollkeeper").error("heard")
     assert said(capsys).count("\n") == 1
+
+
+@pytest.mark.usefixtures("restored")
+def test_a_stack_that_was_told_already_is_told_as_it_was(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    setup("info", "json", Redactor([]))
+    logging.getLogger("tollkeeper").error("broken", extra={"stack": "File a\x1b\nKeyError"})
+    assert json.loads(said(capsys))["exc"] == "File a\\x1b\nKeyError"
+
+
+def test_what_does_not_hold_is_told_line_by_line(caplog: pytest.LogCaptureFixture) -> None:
+    unchanged(ConfigError(["a: no", "b: neither"]))
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [
+        f"the configuration stays as it was: {each}" for each in ("a: no", "b: neither")
+    ]

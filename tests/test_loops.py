@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from proxy import loops
+from proxy.learnt import counted
 from proxy.routing.counters import Allowance, Allowances, Counters
 from proxy.routing.key import Key
 from proxy.routing.keypool import KeyPool
@@ -51,11 +52,12 @@ async def test_old_rows_go_again_and_again_though_a_database_may_be_locked(
 
     monkeypatch.setattr(loops.retention, "run", run)
     monkeypatch.setattr(loops, "RETENTION_SECONDS", 0.01)
-    telemetry = TelemetrySettings(retention_days=7, archive=tmp_path)
+    telemetry = TelemetrySettings(retention_days=7, archive=tmp_path, content_days=2)
     await for_a_moment(loops.retain("the store", telemetry))  # type: ignore[arg-type]
     assert len(calls) > 1
     assert calls[0][:2] == ("the store", 7)
     assert calls[0][2] is not None
+    assert calls[0][3] == 2
 
 
 async def test_a_count_is_handed_on_when_it_has_changed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,7 +65,11 @@ async def test_a_count_is_handed_on_when_it_has_changed(monkeypatch: pytest.Monk
     keys, kept = pool(), []
     lease = keys.lease("m", 100.0)
     assert lease is not None
-    await for_a_moment(loops.publish_counts(lambda: [keys], kept.append))
+
+    async def figures() -> list[CountRecord]:
+        return counted([keys])
+
+    await for_a_moment(loops.publish_counts(figures, kept.append))
     [record] = kept
     assert isinstance(record, CountRecord)
     assert (record.account, record.limit_type, record.limit) == ("org", "requests_minute", 10)
@@ -108,3 +114,16 @@ async def test_nobody_is_asked_unless_that_is_wanted_which_may_come_later(
     silent = Lists(False)
     await for_a_moment(loops.probe(lambda: {"lab": keys}, silent, lambda: 0.0))  # type: ignore[arg-type]
     assert not silent.asked
+
+
+async def test_what_one_of_several_does_is_done_from_its_turn_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(loops, "AGAIN_SECONDS", 0.001)
+    answers, done = [False, False, True], []
+
+    async def loop() -> None:
+        done.append(len(answers))
+
+    await asyncio.wait_for(loops.elected(lambda: answers.pop(0), loop), 5)
+    assert done == [0]

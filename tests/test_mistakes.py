@@ -33,7 +33,7 @@ def key(**members: Any) -> dict[str, Any]:
         (
             key(weigth=1),
             "providers.groq.keys[0].weigth: is not a setting; did you mean weight?"
-            " accepted: limits, name, quota_group, value, weight",
+            " accepted: free_tier, limits, name, quota_group, value, weight",
         ),
         (key(value=1), "providers.groq.keys[0].value: must be text (put it in quotes)"),
         (
@@ -57,6 +57,14 @@ def key(**members: Any) -> dict[str, Any]:
         ),
         ({"providers": {"lab": {"type": "openai"}}}, "providers.lab: type openai needs base_url"),
         (
+            {"providers": {"lab": {"type": "openai", "base_url": "http://x", "api": "native"}}},
+            "providers.lab: api: native is for type ollama; accepted here: openai",
+        ),
+        (
+            {"providers": {"ollama": {"api": "own"}}},
+            "providers.ollama.api: must be 'openai' or 'native'",
+        ),
+        (
             {"providers": {"lab": {}}},
             "providers.lab.type: is missing; accepted:"
             " groq, gemini, openrouter, ollama, cloudflare, openai, demo",
@@ -67,10 +75,7 @@ def key(**members: Any) -> dict[str, Any]:
         ),
         ({"server": {"port": 65536}}, "server.port: must be at most 65535 (got 65536)"),
         ({"server": {"port": True}}, "server.port: must be a number"),
-        (
-            {"server": {"workers": 2}},
-            "server.workers: more than one worker comes with a later version; accepted: 1",
-        ),
+        ({"server": {"workers": 0}}, "server.workers: must be at least 1 (got 0)"),
         (
             {"server": {"log_level": "loud"}},
             "server.log_level: must be 'debug', 'info', 'warning' or 'error'",
@@ -176,8 +181,8 @@ def key(**members: Any) -> dict[str, Any]:
             "prices: must be named PROVIDER/MODEL (not so: x)",
         ),
         (
-            {"telemetry": {"privacy_level": "full"}},
-            "telemetry.privacy_level: full comes with a later version; accepted: metadata, none",
+            {"telemetry": {"privacy_level": "full", "content_days": 0}},
+            "telemetry.content_days: must be at least 1 (got 0)",
         ),
         (
             {"telemetry": {"privacy_level": "some"}},

@@ -22,7 +22,7 @@ from proxy.store.address import StoreError
 from proxy.store.engine import Store
 from tests.gateway import migrated
 from tests.store.rows import call, rows
-from tests.store.stories import everything
+from tests.store.stories import content, everything
 
 ROOT = Path(__file__).parents[1]
 DAY = 86_400_000
@@ -97,11 +97,23 @@ async def test_a_dry_run_says_what_would_go_and_deletes_nothing(folder: Path) ->
     first, *lines = said.splitlines()
     assert first.startswith("older than 20")
     found = {table: int(number) for table, number in (line.split() for line in lines)}
-    assert list(found) == [age.table.name for age in retention.AGES]
+    ages = (*retention.CONTENTS, *retention.AGES)
+    assert list(found) == [age.table.name for age in ages]
     assert (found["api_calls"], found["errors"], found["gpu_metrics"]) == (2, 2, 1)
     assert calls(folder) == 4
     deleted = await prune(settings(folder), None, False)
     assert int(deleted.split()[0]) == sum(found.values())
+
+
+async def test_contents_go_by_days_of_their_own(folder: Path) -> None:
+    store = Store(f"sqlite+aiosqlite:///{folder}/t.db")
+    await store.write([content(f"r{age}", now_ms() - age * DAY) for age in (1, 4, 8)])
+    await store.close()
+    kept = "SELECT request_id AS id FROM call_contents WHERE request_id LIKE 'r%' ORDER BY id"
+    for older_than, left in ((None, ["r1", "r4"]), (365 * DAY, ["r1"]), (DAY // 2, [])):
+        days = 7 if older_than is None else 3
+        await prune(settings(folder, content_days=days), older_than, False)
+        assert [row["id"] for row in rows(folder / "t.db", kept)] == left
 
 
 async def test_calls_are_archived_first(folder: Path) -> None:

@@ -22,6 +22,7 @@ PLAIN = Redactor([])
         "cfat_" + "a1B2" * 12,
         "cfk_" + "a1B2" * 12,
         "hf_" + "aBcD" * 8,
+        "tk-" + "aB1-_" * 8 + "xyz",
         "sk-proj-abcd**********wxyz",
         "sk-12345...7890",
     ],
@@ -185,3 +186,14 @@ def test_shorten_cuts_and_says_so() -> None:
     assert shorten("a" * 500) == "a" * 500
     assert shorten("a" * 501) == "a" * 499 + "…"
     assert shorten("abcdef", limit=3) == "ab…"
+
+
+def test_a_whole_text_is_masked_however_long_and_gives_away_no_half_at_its_end() -> None:
+    secret = "canary-" + "x1" * 12
+    redact = Redactor([secret])
+    far = "- " * 100_000 + secret + " end"
+    assert redact.whole(far, len(far)) == "- " * 100_000 + "[redacted] end"
+    for at in range(970, 1010):
+        kept = redact.whole("-" * at + secret + "-" * 5000, 1000)
+        assert len(kept) <= 1000
+        assert "canary" not in kept, at

@@ -7,11 +7,11 @@ from pydantic import SecretStr
 
 from proxy.errors import ErrorReason
 from proxy.relay.relay import Routes
-from proxy.routes import Builder, catalogue, provider
+from proxy.routes import Builder, provider
 from proxy.routing.breaker import BreakerRules
 from proxy.routing.events import Event, Parked
 from proxy.routing.keypool import KeyLease, KeyPool
-from proxy.routing.limits import Daily, Limit
+from proxy.routing.limits import Daily, Limit, Sliding, Slots
 from proxy.schema import KeySettings, ProviderSettings, Settings
 from proxy.types import Action, Demand, Target, Verdict
 
@@ -114,6 +114,20 @@ def test_limits_of_keys_groups_and_models_are_counted() -> None:
     assert len(counters.of("a", "org", "small")) == 4
 
 
+@pytest.mark.parametrize(("workers", "part"), [(1, 7), (2, 3), (9, 1)])
+def test_of_calls_at_a_time_each_worker_has_its_part(workers: int, part: int) -> None:
+    limits = {"groups": {"a": {"rpm": 100, "concurrency": 7}}}
+    settings = Settings(
+        server={"workers": workers},
+        providers={"groq": {"keys": keys("a"), "limits": limits}},
+    )
+    pool = Yard().builder.routes(settings, settings.providers).pools["groq"]
+    window, slots = pool.counters.of("a", "a", "m")
+    assert isinstance(window, Sliding)
+    assert isinstance(slots, Slots)
+    assert (window.room, slots.amount) == (100, part)
+
+
 def test_a_day_ends_when_the_providers_does() -> None:
     limits = {"models": {"*": {"rpd": 5}}}
     settings = Settings(
@@ -161,23 +175,6 @@ def test_a_provider_has_its_dialect_address_and_patience() -> None:
     key = KeySettings(name="k", value=SecretStr("v"), quota_group="k")
     cloud = ProviderSettings(type="cloudflare", account_id="abc", keys=[key])
     assert "abc" in provider("cf", cloud).base_url
-
-
-@pytest.mark.parametrize(
-    ("kind", "url", "reference"),
-    [
-        ("groq", None, "groq"),
-        ("openai", "https://api.example.org/v1", "https://api.example.org/v1"),
-        ("openai", URL, None),
-    ],
-)
-def test_the_catalogue_knows_a_provider_by_its_id_or_its_address(
-    kind: Any, url: str | None, reference: str | None
-) -> None:
-    values = KeySettings(name="k", value=SecretStr("v"), quota_group="k")
-    assert catalogue(provider("x", ProviderSettings(type=kind, base_url=url, keys=[values]))) == (
-        reference
-    )
 
 
 # Aliases.

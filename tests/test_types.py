@@ -4,9 +4,10 @@ import msgspec
 import pytest
 
 from proxy import types
+from proxy.sample import GpuSample, HostSample
 from proxy.store.records import COLUMNS
 from proxy.store.tables import api_calls, gpu_metrics, models, system_metrics
-from proxy.types import CallRecord, GpuSample, HostSample, ModelInfo, Operation, Target
+from proxy.types import CallRecord, ModelInfo, Operation, Target
 
 RECORDS = [
     kind

@@ -13,9 +13,10 @@ from hashlib import sha256
 from typing import Any
 from urllib.parse import urlsplit
 
-from proxy.clock import monotonic, new_id
+from proxy.clients import Client, Keyring, Refusal
+from proxy.clock import monotonic, new_id, now_ms
 from proxy.errors import ErrorReason, GatewayError
-from proxy.schema import is_loopback
+from proxy.loopback import is_loopback
 from proxy.types import Caller
 
 Scope = MutableMapping[str, Any]
@@ -30,7 +31,8 @@ class Door:
     """Lets callers in.
 
     Answers get ``x-request-id`` here, but for POSTs to ``named_elsewhere``, which name themselves.
-    ``turned_away`` is called for each request that was not let in. ``state`` is the app's.
+    ``turned_away`` is called for each request that was not let in. ``state`` is the app's. Where
+    there is a master key, a client's own key from the ``keyring`` opens ``/v1``.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class Door:
         app: App,
         *,
         master_key: str | None,
+        keyring: Keyring,
         named_elsewhere: Collection[str],
         turned_away: Callable[[], None],
         state: Any = None,
@@ -47,6 +50,7 @@ class Door:
         self._named_elsewhere = frozenset(named_elsewhere)
         self._turned_away = turned_away
         self._digest = sha256(master_key.encode()).digest() if master_key else None
+        self._keyring = keyring
         self._known: dict[tuple[bytes | None, bytes | None], bool] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -74,9 +78,19 @@ class Door:
         key = _key(scope["headers"])
         if key is None:
             raise _unauthorized("No API key was sent. Send 'Authorization: Bearer KEY'.")
-        if not hmac.compare_digest(sha256(key).digest(), self._digest):
-            raise _unauthorized("Incorrect API key.")
-        return _MASTER
+        if hmac.compare_digest(sha256(key).digest(), self._digest):
+            return _MASTER
+        client = self._keyring.find(key, now_ms())
+        if not isinstance(client, Client):
+            raise _unauthorized(_REFUSALS[client])
+        if not scope["path"].startswith("/v1/"):
+            raise GatewayError(
+                403,
+                "This path needs the master key.",
+                ErrorReason.FORBIDDEN,
+                code="master_key_needed",
+            )
+        return Caller(client.id, client)
 
     def _check_local(self, headers: list[tuple[bytes, bytes]]) -> None:
         host = origin = None
@@ -100,6 +114,11 @@ class Door:
             )
 
 
+_REFUSALS: dict[Refusal, str] = {
+    "unknown": "Incorrect API key.",
+    "revoked": "This API key was revoked.",
+    "expired": "This API key has expired.",
+}
 _NOBODY = Caller()
 _MASTER = Caller("master")
 

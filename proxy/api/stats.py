@@ -11,7 +11,7 @@ import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 import msgspec
 from fastapi import APIRouter, Query, Response
@@ -21,12 +21,22 @@ from proxy.api.keys import shown
 from proxy.api.listing import Listing
 from proxy.clock import now_ms, rfc3339
 from proxy.errors import ErrorReason, GatewayError
-from proxy.store import calls, compare, fingerprints, groups, pages, series, sizes, state, waste
+from proxy.store import (
+    calls,
+    compare,
+    contents,
+    fingerprints,
+    groups,
+    pages,
+    series,
+    sizes,
+    state,
+    waste,
+)
 from proxy.store.address import StoreError
 from proxy.store.engine import Reader, Store
 from proxy.store.filters import Filters
 from proxy.store.pages import BadCursor
-from proxy.store.recent import Recent
 from proxy.store.tables import STATUSES, api_calls
 
 PERIODS = {"1h": 3_600_000, "24h": 86_400_000, "7d": 604_800_000, "30d": 2_592_000_000}
@@ -144,26 +154,34 @@ _KEY = dict.fromkeys(
 )
 
 
-def stats_router(
-    store: Store,
-    recorder: Callable[[], Record],
-    key_states: Callable[[], list[Record]],
-    recent: Recent,
-) -> APIRouter:
-    """Every ``/stats`` path.
+class Present(Protocol):
+    """What is shown from memory."""
 
-    ``recorder`` tells what the batch writer did: recorded, queued, dropped, last_error.
-    ``key_states`` lists the keys as they are now: provider, name, quota_group, state, reason,
-    until (UTC milliseconds), in_flight, tried, succeeded, models with model, state, reason and
-    until, and limits with their figures.
-    """
-    stats = _Stats(store, recorder, key_states, recent)
+    async def recorder(self) -> Record:
+        """What became of the rows: recorded, queued, dropped, last_error, turned_away."""
+        ...
+
+    async def keys(self) -> list[Record]:
+        """The keys as they are now: provider, name, quota_group, state, reason, until (UTC
+        milliseconds), in_flight, tried, succeeded, models with model, state, reason and until, and
+        limits with their figures."""
+        ...
+
+    async def recent(self, filters: Filters, limit: int) -> Sequence[msgspec.Raw]:
+        """The calls that ended last, as JSON, the last first."""
+        ...
+
+
+def stats_router(store: Store, present: Present) -> APIRouter:
+    """Every ``/stats`` path."""
+    stats = _Stats(store, present)
     router = APIRouter()
     routes: dict[str, Callable[..., Any]] = {
         "": stats.summary,
         "/summary": stats.summary,
         "/calls": stats.calls,
         "/calls/{request_id}": stats.call,
+        "/calls/{request_id}/content": stats.content,
         "/recent": stats.recent,
         "/compare": stats.compare,
         "/waste": stats.waste,
@@ -180,17 +198,9 @@ def stats_router(
 
 
 class _Stats:
-    def __init__(
-        self,
-        store: Store,
-        recorder: Callable[[], Record],
-        key_states: Callable[[], list[Record]],
-        recent: Recent,
-    ) -> None:
+    def __init__(self, store: Store, present: Present) -> None:
         self._store = store
-        self._recorder = recorder
-        self._key_states = key_states
-        self._recent = recent
+        self._present = present
 
     async def summary(self, asked: Asked) -> Response:
         filters = asked.filters()
@@ -199,7 +209,8 @@ class _Stats:
                 measures = await groups.whole(connection, filters)
         except StoreError:
             measures = groups.UNKNOWN  # and the recorder says what became of the rows
-        return _json({"window": _window(filters), **measures, "recorder": self._recorder()})
+        recorder = await self._present.recorder()
+        return _json({"window": _window(filters), **measures, "recorder": recorder})
 
     async def calls(self, asked: Asked) -> Response:
         async with self._reader() as connection:
@@ -210,21 +221,23 @@ class _Stats:
         async with self._reader() as connection:
             attempts = await calls.request(connection, request_id)
         if not attempts:
-            raise GatewayError(
-                404,
-                f"No call with the request id {request_id[:100]!r} is known",
-                ErrorReason.NOT_FOUND,
-                param="request_id",
-            )
+            raise _unknown(f"No call with the request id {request_id[:100]!r} is known")
         return Listing(attempts, None, _CALL, request_id=request_id)
 
+    async def content(self, request_id: str) -> Response:
+        async with self._reader() as connection:
+            found = await contents.request(connection, request_id)
+        if found is None:
+            raise _unknown(f"No content of a call with the id {request_id[:100]!r} is kept")
+        return _json(found)
+
     async def recent(self, asked: Asked) -> Response:
-        return Listing(self._recent.newest(asked.filters(), asked.limit), None, _CALL)
+        return Listing(await self._present.recent(asked.filters(), asked.limit), None, _CALL)
 
     async def compare(self, asked: Annotated[CompareParameters, Query()]) -> Response:
         async with self._reader() as connection:
             found = await compare.compared(connection, asked.by, asked.filters())
-        names = dict.fromkeys(column.name for column in compare.BY[asked.by])
+        names = dict.fromkeys(compare.BY[asked.by])
         blank = names | groups.NOTHING | {"ratio": compare.NO_RATIOS}
         return _slice(found, asked, blank, by=asked.by)
 
@@ -262,7 +275,7 @@ class _Stats:
             used = await groups.by_key(connection, asked.filters())
         states = [
             shown(key) | used.get((key["provider"], key["name"]), groups.NOTHING)
-            for key in self._key_states()
+            for key in await self._present.keys()
             if key["provider"] in (asked.provider or [key["provider"]])
             and key["name"] in (asked.key or [key["name"]])
         ]
@@ -284,7 +297,7 @@ class _Stats:
     async def database(self) -> Response:
         async with self._reader() as connection:
             found = await sizes.sizes(connection)
-        written = self._recorder()
+        written = await self._present.recorder()
         return _json(
             {
                 "location": self._store.location,
@@ -322,6 +335,10 @@ def _window(filters: Filters) -> Record:
 
 def _json(content: Record) -> Response:
     return Response(msgspec.json.encode(content), media_type="application/json")
+
+
+def _unknown(message: str) -> GatewayError:
+    return GatewayError(404, message, ErrorReason.NOT_FOUND, param="request_id")
 
 
 def _bad(name: str | None, what: str) -> GatewayError:

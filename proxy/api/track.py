@@ -1,6 +1,7 @@
 """``POST /track/...``: what did not pass through the gateway, told by whoever did it.
 
-A member that is not listed here is refused, so that no prompt and no answer is kept by mistake.
+A member that is not listed here is refused, so that no prompt and no answer is kept by mistake;
+where they are to be kept they have members of their own.
 The answer is 201 and the id; the row is written within a second, by the batch writer.
 """
 
@@ -11,18 +12,22 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from proxy.api import body
+from proxy.api.body import bad
 from proxy.clock import new_id, now_ms
+from proxy.content import Content
 from proxy.errors import ErrorReason, GatewayError
 from proxy.redact import shorten
+from proxy.relay.attribution import attribution
 from proxy.store.events import EventRecord
 from proxy.telemetry.dates import moment
-from proxy.telemetry.record import InvocationRecord, call
+from proxy.telemetry.record import InvocationRecord, call, content
 from proxy.types import Caller, CallRecord, FaultRecord
 
-MAX_BODY = 64 * 1024
-"""Bytes; what is told here is names and numbers."""
+MAX_FULL_BODY = 2 * 1024 * 1024
+"""Bytes, where prompts and answers are kept."""
 
 MOST_ATTRIBUTES = 16
 
@@ -97,6 +102,10 @@ class Inference(Told):
     temperature: Number | None = None
     top_p: Number | None = None
     max_tokens: Count | None = None
+
+    # Kept at the level full, and read nowhere else.
+    prompt: Text | None = None
+    response: Text | None = None
 
     def row(self, client_id: str | None, redact: Callable[[str], str]) -> CallRecord:
         """The row; ValueError, with the member's name, where a value cannot be."""
@@ -176,9 +185,11 @@ def track_router(
     keep: Callable[[object], None],
     redact: Callable[[str], str],
     keeps: bool,
+    keep_content: Callable[[Content], None] | None = None,
 ) -> APIRouter:
     """``call`` takes what is a call, ``keep`` any other row. Where nothing is kept (``keeps``) the
-    answer is 503, since 201 would be a lie."""
+    answer is 503, since 201 would be a lie. ``keep_content`` takes prompts and answers; None: they
+    are not kept."""
     router = APIRouter(prefix="/track")
 
     async def told(request: Request, kind: type[_Told]) -> _Told:
@@ -190,12 +201,19 @@ def track_router(
                 code="telemetry_off",
                 should_retry=False,
             )
-        return _read(await _body(request), kind)
+        most = body.MAX_BODY if keep_content is None else MAX_FULL_BODY
+        return await body.told(request, kind, most)
 
     @router.post("/inference", status_code=201)
     async def inference(request: Request) -> dict[str, Any]:
         it = await told(request, Inference)
-        call(_made(it, request, redact))
+        row = _made(it, request, redact)
+        if keep_content is not None and not attribution(request.headers.raw).private:
+            row = msgspec.structs.replace(row, privacy_level="full")
+            said = content(row, it.prompt, it.response)
+            if said is not None:
+                keep_content(said)
+        call(row)
         return {"id": it.request_id}
 
     @router.post("/custom", status_code=201)
@@ -213,33 +231,13 @@ def track_router(
     return router
 
 
-async def _body(request: Request) -> bytes:
-    body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > MAX_BODY:
-            message = f"The body is longer than {MAX_BODY} bytes."
-            raise GatewayError(413, message, ErrorReason.TOO_LARGE)
-    return bytes(body)
-
-
-def _read(body: bytes, kind: type[_Told]) -> _Told:
-    """The body as what it should be; GatewayError 422 with the first member that does not hold."""
-    try:
-        return kind.model_validate_json(body)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-    place = first["loc"]
-    raise _bad(str(place[0])[:100] if place else "body", first["msg"])
-
-
 def _made(told: Any, request: Request, redact: Callable[[str], str]) -> Any:
     caller: Caller = request.scope.get("caller") or Caller()
     try:
         return told.row(caller.client_id, redact)
     except ValueError as error:
         name, _, what = str(error).partition(": ")
-        raise _bad(name, what) from None
+        raise bad(name, what) from None
 
 
 def _instant(timestamp: str | None) -> int:
@@ -249,7 +247,3 @@ def _instant(timestamp: str | None) -> int:
         return moment(timestamp)
     except ValueError as error:
         raise ValueError(f"timestamp: {error}") from None
-
-
-def _bad(name: str, what: str) -> GatewayError:
-    return GatewayError(422, f"{name}: {what}", ErrorReason.INVALID_REQUEST, param=name)

@@ -45,15 +45,9 @@ def rates(reference: str, model: str) -> Rates | None:
         return free if _said_to_be_free(found.model) else None
     if listed.isdisjoint(("input_mtok", "output_mtok")) or "requests_kcount" in listed:
         return None  # speech by the hour, or a fee for each request: tokens do not tell the cost
-    base = _level(price, 0)
-    return Rates(
-        input=base.input,
-        output=base.output,
-        cache_read=base.cache_read,
-        cache_write=base.cache_write,
-        tiers=_tiers(price),
-        version=version,
-    )
+    base = msgspec.structs.asdict(_level(price, 0))
+    del base["above"]
+    return Rates(**base, tiers=_tiers(price), version=version)
 
 
 def _find(reference: str, model: str) -> PriceCalculation:
@@ -83,6 +77,11 @@ def _level(price: ModelPrice, input_tokens: int, above: int = 0) -> Tier:
         output=_rate(price.output_mtok, input_tokens),
         cache_read=_rate(price.cache_read_mtok, input_tokens),
         cache_write=_rate(price.cache_write_mtok, input_tokens),
+        input_audio=_rate(price.input_audio_mtok, input_tokens),
+        input_image=_rate(price.input_image_mtok, input_tokens),
+        output_audio=_rate(price.output_audio_mtok, input_tokens),
+        output_image=_rate(price.output_image_mtok, input_tokens),
+        reasoning=_rate(price.output_reasoning_mtok, input_tokens),
     )
 
 

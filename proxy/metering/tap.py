@@ -7,24 +7,34 @@ Times are seconds of the monotonic clock, given by the caller.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import repeat
 from typing import Any
 
-from proxy.metering import estimate
+from proxy.metering import estimate, tokenizer
 from proxy.metering.answer import Answer, Choice, Message, decode, decode_all
 from proxy.metering.decompress import Decompressor
 from proxy.metering.sse import NEXT, EventSplitter, payload, plain_events
 from proxy.metering.tool_calls import MARK, ToolCalls
+from proxy.metering.transcript import Transcript
 from proxy.metering.usage import RawUsage, from_timings, pick
 
 MAX_BODY = 64 * 1024 * 1024
 """A JSON body longer than this passes unread."""
 MAX_GAPS = 16_384
+STALL = 1.0
+"""Seconds between two outputs that may be a stall: whoever reads along has noticed."""
 
 
 class Tap:
     """What both taps have found out. Unknown is None."""
+
+    __slots__ = (  # each is read for every event: from a dict of this size it takes longer
+        *("meaningful", "error", "finish_reason", "usage", "model", "fingerprint", "details"),
+        *("response_length", "seen_tokens", "sample", "chunk_count", "first_byte"),
+        *("first_reasoning", "first_content", "first_tool", "last_token"),
+        *("gaps", "max_gap", "long_gaps", "transcript"),
+    )
 
     def __init__(self) -> None:
         self.meaningful = False  # an event came that decides what this answer is
@@ -36,18 +46,33 @@ class Tap:
         self.details: dict[str, Any] = {}
         self.response_length: int | None = None
         self.seen_tokens = 0  # an estimate, from what was seen
-        self.saw_reasoning = False
+        self.sample = tokenizer.sample()  # of the same, to be counted
         self.first_byte: float | None = None
-        self.first_token: float | None = None
+        self.first_reasoning: float | None = None
+        self.first_content: float | None = None  # of the answer itself: text, a refusal, audio
+        self.first_tool: float | None = None
         self.last_token: float | None = None
         self.chunk_count: int | None = None
         self.gaps = array("d")
         self.max_gap: float | None = None
+        self.transcript: Transcript | None = None  # what it says, where that is kept
+        self.long_gaps = array("d")  # all those above STALL, also where others were thinned out
 
     @property
     def complete(self) -> bool:
         """Whether the answer came to its own end."""
         return self.finish_reason is not None
+
+    @property
+    def saw_reasoning(self) -> bool:
+        """Whether thoughts were in a stream."""
+        return self.first_reasoning is not None
+
+    @property
+    def first_token(self) -> float | None:
+        """When the first output of any kind came in a stream."""
+        firsts = (self.first_reasoning, self.first_content, self.first_tool)
+        return min((first for first in firsts if first is not None), default=None)
 
     def note(self, answer: Answer) -> None:
         """Keep what any chunk or body may carry beside its choices."""
@@ -91,6 +116,11 @@ class StreamTap(Tap):
     called with an event) or mended (``mend_tools``: tool calls that share an index are told
     apart). Then bytes are handed on event by event.
     """
+
+    __slots__ = (
+        *("done", "_by_event", "_decompressor", "_fed_at", "_finished", "_hide_usage", "_rewrite"),
+        *("_saw_calls", "_skipped", "_splitter", "_step", "_tools"),
+    )
 
     chunk_count: int  # events with output
     response_length: int  # characters of content
@@ -140,6 +170,8 @@ class StreamTap(Tap):
             plain = plain_events(data)
             answers = decode_all(*plain[:2]) if plain is not None else None
             if plain is not None and answers is not None:
+                if self.transcript is not None:
+                    self.transcript.read(plain[0])
                 return self._see_all(answers, plain[2], data, at)
         if self._by_event:
             return self._watch(self._splitter.feed(data), at)
@@ -203,6 +235,8 @@ class StreamTap(Tap):
         answer = decode(data)
         if answer is None:
             return False
+        if self.transcript is not None:
+            self.transcript.read(data)
         before = self.chunk_count
         hidden = self._see(answer)
         if self.chunk_count != before:
@@ -221,8 +255,10 @@ class StreamTap(Tap):
             text = delta.content if delta is not None else choice.text
             if text:
                 output = True
+                if self.first_content is None:
+                    self.first_content = self._fed_at
                 self.response_length += len(text)
-                self.seen_tokens += estimate.delta_tokens(text)
+                self._say(text)
             if delta is not None and self._other(delta):
                 output = True
             if choice.finish_reason or choice.error:
@@ -233,33 +269,49 @@ class StreamTap(Tap):
 
     def _other(self, delta: Message) -> bool:
         """Output that is not content: reasoning, a refusal, a tool call, audio."""
-        output = delta.audio is not None
+        output = answered = delta.audio is not None
         thought = delta.reasoning or delta.reasoning_content or delta.thinking
         if thought or delta.reasoning_details:
-            self.saw_reasoning = output = True
-            self.seen_tokens += estimate.delta_tokens(thought) if thought else 1
-        if delta.refusal:
             output = True
-            self.seen_tokens += estimate.delta_tokens(delta.refusal)
+            if self.first_reasoning is None:
+                self.first_reasoning = self._fed_at
+            if thought:
+                self._say(thought)
+            else:
+                self.seen_tokens += 1
+        if delta.refusal:
+            output = answered = True
+            self._say(delta.refusal)
         if delta.tool_calls is not None:
             self._saw_calls = True
             for call in delta.tool_calls:
                 for text in (call.function.name, call.function.arguments) if call.function else ():
                     if text:
                         output = True
-                        self.seen_tokens += estimate.delta_tokens(text)
+                        if self.first_tool is None:
+                            self.first_tool = self._fed_at
+                        self._say(text)
+        if answered and self.first_content is None:
+            self.first_content = self._fed_at
         return output
+
+    def _say(self, text: str) -> None:
+        """Output that is text."""
+        self.seen_tokens += estimate.delta_tokens(text)
+        if self.sample is not None:
+            self.sample.add(text)
 
     def _token(self, at: float) -> None:
         """Output came."""
         self.meaningful = True
         last, self.last_token = self.last_token, at
         if last is None:
-            self.first_token = at
             return
         gap = at - last
         if self.max_gap is None or gap > self.max_gap:
             self.max_gap = gap
+        if gap > STALL:
+            self.long_gaps.append(gap)
         self._skipped += 1
         if self._skipped >= self._step:
             self._skipped = 0
@@ -311,6 +363,8 @@ class BodyTap(Tap):
         if self._encoding:
             body = Decompressor(self._encoding).feed(body)
         self.empty = not body.strip() and self._size <= MAX_BODY
+        if self.transcript is not None and body:
+            self.transcript.whole(body)
         answer = decode(body)
         if answer is None:
             return
@@ -319,12 +373,24 @@ class BodyTap(Tap):
         length: int | None = None
         for choice in answer.choices or ():
             self.reason(choice)
-            text = choice.message.content if choice.message is not None else choice.text
+            message = choice.message
+            text = message.content if message is not None else choice.text
             if text is not None:
                 length = (length or 0) + len(text)
-            if choice.message is not None and (
-                choice.message.reasoning or choice.message.reasoning_content
-            ):
-                self.saw_reasoning = True
+            thought = (message.reasoning or message.reasoning_content) if message else None
+            for said in (thought, text, *_calls(message)):
+                self._say(said or "")
         self.response_length = length
         self.empty = not answer.choices and not answer.data and answer.usage is None
+
+    def _say(self, text: str) -> None:
+        self.seen_tokens += estimate.tokens(text)
+        if self.sample is not None:
+            self.sample.add(text)
+
+
+def _calls(message: Message | None) -> Iterator[str | None]:
+    """The names and arguments of a message's tool calls."""
+    for call in (message.tool_calls if message is not None else None) or ():
+        if call.function is not None:
+            yield from (call.function.name, call.function.arguments)

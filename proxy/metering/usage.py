@@ -13,19 +13,21 @@ from typing import Any
 
 RawUsage = dict[str, Any]
 
+_PARTS = ("prompt_tokens", "completion_tokens", "input_tokens", "output_tokens")
+_NAMES = {"prompt_tokens", "input_tokens", "total_tokens"}
+
 
 def total(usage: Mapping[str, Any]) -> int:
     """The tokens an object accounts for; null and what is no number count as 0."""
     reported = _count(usage.get("total_tokens"))
-    parts = _count(usage.get("prompt_tokens")) + _count(usage.get("completion_tokens"))
-    return max(reported, parts)
+    return max(reported, sum(_count(usage.get(name)) for name in _PARTS))
 
 
 def pick(best: RawUsage | None, candidate: Any) -> RawUsage | None:
     """The better of two, with the members of both."""
     if not isinstance(candidate, dict):
         return best
-    if "prompt_tokens" not in candidate and "total_tokens" not in candidate:
+    if candidate.keys().isdisjoint(_NAMES):
         return best  # Groq's x_groq.usage of plain bodies counts cache hits, not tokens
     if best is None:
         return candidate

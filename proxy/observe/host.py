@@ -22,7 +22,7 @@ import psutil
 import pynvml  # type: ignore[import-untyped]
 
 from proxy.clock import monotonic, now_ms
-from proxy.types import GpuSample, HostSample
+from proxy.sample import GpuSample, HostSample
 
 _log = logging.getLogger("tollkeeper.host")
 
@@ -80,6 +80,12 @@ class HostSampler:
     def latest(self) -> HostSample | None:
         """The newest sample, None before the first."""
         return self.recent[-1] if self.recent else None
+
+    def gpu_memory_used_mb(self) -> float | None:
+        """What was in use on all GPUs at the newest sample, in MiB; None if no GPU told."""
+        gpus = self.latest.gpus if self.latest is not None else ()
+        used = [gpu.memory_used_mb for gpu in gpus if gpu.memory_used_mb is not None]
+        return sum(used) if used else None
 
     async def run(self) -> None:
         """Sample until cancelled."""

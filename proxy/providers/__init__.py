@@ -9,6 +9,7 @@ from proxy.providers.cloudflare import Cloudflare
 from proxy.providers.gemini import Gemini
 from proxy.providers.groq import Groq
 from proxy.providers.ollama import Ollama
+from proxy.providers.ollama_native import OllamaNative
 from proxy.providers.openai import OpenAI
 from proxy.providers.openrouter import OpenRouter
 
@@ -17,3 +18,6 @@ DIALECTS: Mapping[str, Dialect] = {
     for dialect in (OpenAI(), Groq(), Gemini(), OpenRouter(), Ollama(), Cloudflare())
 }
 """Every dialect under its ``type``."""
+
+OLLAMA_NATIVE = OllamaNative()
+"""For ``type: ollama`` with ``api: native``."""

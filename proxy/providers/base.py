@@ -13,15 +13,18 @@ import msgspec
 
 from proxy.clock import until_midnight
 from proxy.errors import ErrorReason
+from proxy.loopback import is_loopback
 from proxy.providers import faults, hints, scope
 from proxy.providers.faults import ErrorBody
-from proxy.types import Fault, Headers, ModelInfo, Operation, Usage
+from proxy.providers.members import inner, number, text
+from proxy.providers.translation import Translation
+from proxy.providers.usage import count
+from proxy.types import Fault, Headers, Memory, ModelInfo, Operation, Usage
 
 Fetch = Callable[[str, str, bytes | None], Awaitable[bytes]]
 """Method, address and JSON body to the body of a 200; anything else raises."""
 
 _HINT_HEADERS = (b"retry-after", b"retry-after-ms")
-_LARGEST = 2**53  # a count beyond this is no count, and would not fit a database's integer
 _MASKED = re.compile(r"[^\s'\"`:=]*\*{3,}[^\s'\"`]*")
 
 
@@ -75,6 +78,19 @@ class Dialect:
         """Reads a raw ``usage`` object."""
         return count(raw)
 
+    def url(self, base_url: str, operation: Operation) -> str:
+        """The address of an operation."""
+        return base_url + operation.path
+
+    def translate(
+        self, operation: Operation, body: bytes, stream: bool
+    ) -> tuple[bytes, Translation | None]:
+        """A body as this provider takes it, and what puts its answer back into OpenAI's words.
+
+        None where it speaks OpenAI's. Raises Untranslatable.
+        """
+        return body, None
+
     def models_url(self, base_url: str) -> str:
         """Where the provider lists its models."""
         return base_url + "/models"
@@ -88,6 +104,14 @@ class Dialect:
     ) -> list[ModelInfo]:
         """Asks what the list does not tell. ``known`` is kept from one time to the next."""
         return models
+
+    def running_url(self, base_url: str, model: str) -> str | None:
+        """Where it tells whether a model is in its memory; None if it does not."""
+        return None
+
+    def memory(self, model: str, body: bytes) -> Memory | None:
+        """What a model holds by that answer; None if the answer is none."""
+        return None
 
     def _fault(self, status: int | None, headers: Headers, error: ErrorBody, now: float) -> Fault:
         reason = faults.reason_of(status, error)
@@ -126,6 +150,8 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
     first_byte: float
     idle: float
     include_usage: bool
+    is_local: bool
+    """Whether it runs on this machine, as far as its address says."""
     urls: Mapping[Operation, httpx.URL]
 
     @classmethod
@@ -159,46 +185,13 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
             first_byte=dialect.first_byte if first_byte is None else first_byte,
             idle=120.0 if idle is None else idle,
             include_usage=dialect.include_usage if include_usage is None else include_usage,
-            urls={operation: httpx.URL(address + operation.path) for operation in Operation},
+            is_local=is_loopback(httpx.URL(address).host),
+            urls={each: httpx.URL(dialect.url(address, each)) for each in Operation},
         )
 
     def url(self, operation: Operation) -> httpx.URL:
         """The address of an operation."""
         return self.urls[operation]
-
-
-def count(raw: Mapping[str, Any]) -> Usage:
-    """OpenAI's usage object as our counts; what it does not tell is None.
-
-    ``cost`` is US dollars where a provider sends it. Some count more reasoning than output
-    (recorded at OpenRouter), so a share is never more than its whole.
-    """
-    input_tokens = number(raw.get("prompt_tokens"))
-    output_tokens = number(raw.get("completion_tokens"))
-    total_tokens = number(raw.get("total_tokens"))
-    if total_tokens is None and input_tokens is not None and output_tokens is not None:
-        total_tokens = input_tokens + output_tokens
-    elif output_tokens is None and total_tokens is not None and input_tokens is not None:
-        output_tokens = max(0, total_tokens - input_tokens)  # embeddings tell only these two
-    given, made = raw.get("prompt_tokens_details"), raw.get("completion_tokens_details")
-    given = given if isinstance(given, Mapping) else {}
-    made = made if isinstance(made, Mapping) else {}
-    return Usage(
-        input_tokens=input_tokens,
-        output_tokens=output_tokens,
-        total_tokens=total_tokens,
-        cached_tokens=_share(given.get("cached_tokens"), input_tokens),
-        cache_write_tokens=_share(given.get("cache_write_tokens"), input_tokens),
-        reasoning_tokens=_share(made.get("reasoning_tokens"), output_tokens),
-        cost_nano_usd=_nano(raw.get("cost")),
-    )
-
-
-def number(value: Any) -> int | None:
-    """A count: a whole number that is not negative and not absurd, else None."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return int(value) if 0 <= value <= _LARGEST and value == int(value) else None
 
 
 def listed(provider: str, answer: Any) -> list[ModelInfo]:
@@ -224,31 +217,9 @@ def listed(provider: str, answer: Any) -> list[ModelInfo]:
     ]
 
 
-def text(value: Any) -> str | None:
-    """A name: a string, neither empty nor endless, else None."""
-    return value if isinstance(value, str) and 0 < len(value) <= 300 else None
-
-
-def inner(entry: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """A member that is an object; empty where it is absent or something else."""
-    value = entry.get(name)
-    return value if isinstance(value, Mapping) else {}
-
-
 def _first(entry: Mapping[str, Any], *names: str) -> int | None:
+    """The first size that is told; 0 is none."""
     return next((size for name in names if (size := number(entry.get(name)))), None)
-
-
-def _share(value: Any, whole: int | None) -> int | None:
-    share = number(value)
-    return share if share is None or whole is None else min(share, whole)
-
-
-def _nano(value: Any) -> int | None:
-    """Dollars as whole nano-dollars."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1e6:
-        return None
-    return round(value * 1e9)
 
 
 def _rest_of_day(end: float, said: float | None, hopeless: bool) -> tuple[float, float | None]:

@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from proxy.providers.base import Dialect, inner, number, text
+from proxy.providers.base import Dialect
 from proxy.providers.faults import mappings
+from proxy.providers.members import inner, number, text
 from proxy.types import ModelInfo
 
 

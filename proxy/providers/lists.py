@@ -89,12 +89,12 @@ class ModelLists:
     async def _refresh(self, shelf: _Shelf) -> None:
         provider = shelf.provider
         key = self._key(provider.name)
-        fetch = _Fetcher(self._transport, provider, key[1] if key else None)
+        fetch = Fetcher(self._transport, provider, key[1] if key else None)
         try:
             async with asyncio.timeout(_DEADLINE):
                 body = await fetch("GET", provider.dialect.models_url(provider.base_url))
             models = provider.dialect.models(provider.name, body)
-        except (_Refused, *_FAILURES) as failure:
+        except FAILURES as failure:
             shelf.due = monotonic() + _RETRY
             if key and isinstance(failure, _Refused):
                 self._refused(provider.name, key[0])
@@ -104,7 +104,7 @@ class ModelLists:
                 models = await provider.dialect.enrich(
                     provider.base_url, models, fetch, shelf.known
                 )
-        except (_Refused, *_FAILURES):
+        except FAILURES:
             pass  # the plain list is still a list
         shelf.models = {model.name: model for model in models}
         shelf.due = monotonic() + _FRESH
@@ -125,13 +125,15 @@ class _Refused(Exception):
     """The provider answered 401."""
 
 
-_FAILURES = (
+FAILURES = (
+    _Refused,
     *(httpx.HTTPError, httpx.InvalidURL, OSError, ValueError, RecursionError),
     *(LookupError, TypeError, AttributeError),  # a list of a shape that nobody expects
 )
+"""What asking a provider may raise."""
 
 
-class _Fetcher:
+class Fetcher:
     """Asks one provider; a call returns the body of a 200 and raises for anything else."""
 
     def __init__(

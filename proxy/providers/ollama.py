@@ -11,12 +11,14 @@ import httpx
 import msgspec
 
 from proxy.clock import now_ms
-from proxy.providers.base import Dialect, Fetch, inner, number, text
+from proxy.providers.base import Dialect, Fetch
 from proxy.providers.faults import mappings
-from proxy.types import ModelInfo
+from proxy.providers.members import inner, number, text
+from proxy.types import Memory, ModelInfo
 
 _SHOWN = 32  # new models looked at in one refresh; the rest follows in the next
 _GIB = 1024**3
+_MIB = 1024**2
 _LARGEST = 1 << 16  # bytes of a version answer that are read
 
 
@@ -37,9 +39,9 @@ class Ollama(Dialect):
         What ``/show`` says of a digest never changes and is asked once. No answer tells since when
         a model is loaded: it is the moment it was first seen so.
         """
-        native = _native(base_url)
-        tags = _by_name(await fetch("GET", f"{native}/tags", None))
-        running = _by_name(await fetch("GET", f"{native}/ps", None))
+        own = native(base_url)
+        tags = _by_name(await fetch("GET", f"{own}/tags", None))
+        running = _by_name(await fetch("GET", f"{own}/ps", None))
         shown: dict[str, Any] = known.setdefault("shown", {})
         unknown = {
             digest: name
@@ -50,7 +52,7 @@ class Ollama(Dialect):
             shown[digest] = {}  # stays so where the answer is no good: the others still count
             with suppress(ValueError):
                 question = msgspec.json.encode({"model": name})
-                shown[digest] = _object(await fetch("POST", f"{native}/show", question))
+                shown[digest] = _object(await fetch("POST", f"{own}/show", question))
         seen = known.get("loaded", {})
         loaded = known["loaded"] = {name: seen.get(name) or now_ms() for name in running}
         return [
@@ -58,12 +60,33 @@ class Ollama(Dialect):
             for model in models
         ]
 
+    def running_url(self, base_url: str, model: str) -> str | None:
+        """``/api/ps``; what runs at ollama.com is in no memory that one could ask for."""
+        cloud = model.endswith("cloud") or base_url.startswith("https://ollama.com")
+        return None if cloud else f"{native(base_url)}/ps"
+
+    def memory(self, model: str, body: bytes) -> Memory | None:
+        """By the list of what is loaded: a model that is not in it holds nothing. What is on no GPU
+        has no ``size_vram``."""
+        try:
+            answer = _object(body)
+        except (ValueError, RecursionError):
+            return None
+        if "models" not in answer:
+            return None
+        name = (model if ":" in model.rpartition("/")[2] else f"{model}:latest").lower()
+        for entry in mappings(answer["models"]):
+            if str(entry.get("name")).lower() == name:
+                total, vram = number(entry.get("size")), number(entry.get("size_vram"))
+                return None if total is None else Memory(total / _MIB, (vram or 0) / _MIB)
+        return Memory()
+
 
 async def answers(transport: httpx.AsyncBaseTransport, base_url: str, within: float = 0.3) -> bool:
     """Whether an Ollama answers at an address within so many seconds. Never raises."""
     try:
         async with asyncio.timeout(within):
-            request = httpx.Request("GET", f"{_native(base_url)}/version")
+            request = httpx.Request("GET", f"{native(base_url)}/version")
             response = await transport.handle_async_request(request)
             try:
                 body = b""
@@ -79,7 +102,8 @@ async def answers(transport: httpx.AsyncBaseTransport, base_url: str, within: fl
         return False
 
 
-def _native(base_url: str) -> str:
+def native(base_url: str) -> str:
+    """Where its own paths begin."""
     return base_url.rstrip("/").removesuffix("/v1") + "/api"
 
 

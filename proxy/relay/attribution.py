@@ -6,7 +6,10 @@ import re
 from collections.abc import Iterable
 from functools import lru_cache
 
-from proxy.metering.meter import Attribution
+from proxy.metering.attempt import Attribution
+
+PRIVACY = b"x-tollkeeper-privacy"
+"""With any value but ``full`` it lowers the level of one call to metadata; nothing raises it."""
 
 _WANTED = frozenset(
     (
@@ -16,6 +19,7 @@ _WANTED = frozenset(
         b"x-session-id",
         b"traceparent",
         b"user-agent",
+        PRIVACY,
     )
 )
 _LONGEST = 128
@@ -57,6 +61,7 @@ def attribution(headers: Iterable[tuple[bytes, bytes]]) -> Attribution:
         tool_name=_text(found.get(b"x-tool-name")) or (_tool(agent) if agent else None),
         session_id=_text(found.get(b"x-session-id")),
         trace_id=_trace_id(trace) if trace else None,
+        private=found.get(PRIVACY, b"full").strip().lower() != b"full",
     )
 
 

@@ -22,7 +22,6 @@ from proxy.routing.keypool import KeyLease, KeyPool
 from proxy.routing.limits import Sliding
 from proxy.routing.rests import Place, Rest, State, places
 from proxy.sharing import types as shared
-from proxy.sharing.shared import Shared
 
 _BREAKER: Final = "breaker"
 _SWITCH: Final = "switch"
@@ -40,7 +39,7 @@ class Claims:
     ``pools`` gives the pools of now by their providers' names.
     """
 
-    def __init__(self, state: Shared, pools: Callable[[], Mapping[str, KeyPool]]) -> None:
+    def __init__(self, state: shared.State, pools: Callable[[], Mapping[str, KeyPool]]) -> None:
         self._state = state
         self._pools = pools
         self._known: dict[str, int] = {}  # places and their ends, as last heard
@@ -77,7 +76,7 @@ class Claims:
                 if turn.to_state == "open" and turn.until is not None:
                     until = at + round((turn.until - now) * 1000)
                     self._state.lift([name])  # its probe is over
-                    self._state.rest(shared.Rest(name, until, turn.reason, "open", turn.openings))
+                    self._state.rest(_open(name, until, turn.reason, turn.openings))
                 elif turn.to_state == "closed":
                     self._state.lift([name])
             case Lifted(provider=provider, places=gone):
@@ -85,9 +84,7 @@ class Claims:
             case Switched(provider=provider, key=key) if not self._hearing:
                 name = _name(provider, _SWITCH, key.name, "")
                 if key.disabled:
-                    self._state.rest(
-                        shared.Rest(name, at + _FOR_EVER_MS, "operator", "disabled", 1)
-                    )
+                    self._state.rest(_disabled(name, at))
                 else:
                     self._state.lift([name])
 
@@ -105,6 +102,28 @@ class Claims:
         finally:
             self._hearing = False
         self._known = current
+
+    def known(self) -> tuple[list[shared.Rest], list[shared.Settlement]]:
+        """What rests here and what is counted, for a state that begins with nothing."""
+        at, now = now_ms() + self._state.offset_ms, monotonic()
+        rests, uses = [], []
+        for provider, pool in self._pools().items():
+            for place, rest in pool.rests.current(now):
+                rests.append(_shared(_name(provider, *place), rest, now, at))
+            for model, breaker in pool.health.breakers.items():
+                if breaker.state == "open" and breaker.until > now:
+                    name, until = _name(provider, _BREAKER, "", model), breaker.until - now
+                    rests.append(_open(name, at + round(until * 1000), "", breaker.openings))
+            for key in pool.keys:
+                if key.disabled:
+                    rests.append(_disabled(_name(provider, _SWITCH, key.name, ""), at))
+            for _, window in pool.counters.windows():
+                name, start = f"{provider} {window.name}", window.started(now)
+                for when, count in window.uses(now):
+                    counted = at - round((now - when) * 1000)
+                    use = shared.Settlement(name, window.limit.seconds, start, count, counted)
+                    uses.append(use)
+        return rests, uses
 
     def away(self, nodes: int) -> None:
         """The shared state is away: keep to this gateway's part of every limit."""
@@ -230,6 +249,14 @@ def _shared(name: str, rest: Rest, now: float, at: int) -> shared.Rest:
     probe_at = None if rest.probe_at is None else at + round((rest.probe_at - now) * 1000)
     until = at + round((rest.until - now) * 1000)
     return shared.Rest(name, until, str(rest.reason), rest.state, rest.count, probe_at)
+
+
+def _open(name: str, until: int, reason: str, openings: int) -> shared.Rest:
+    return shared.Rest(name, until, reason, "open", openings)
+
+
+def _disabled(name: str, at: int) -> shared.Rest:
+    return shared.Rest(name, at + _FOR_EVER_MS, "operator", "disabled", 1)
 
 
 def _local(rest: shared.Rest, until: float, now: float, at: int) -> Rest:

@@ -9,8 +9,11 @@ import httpx
 import msgspec
 
 from proxy.clock import monotonic, now_ms
-from proxy.metering.meter import Attempt, Meter
+from proxy.errors import ErrorReason
+from proxy.metering.attempt import Attempt
+from proxy.metering.meter import Meter
 from proxy.providers.base import Provider
+from proxy.providers.translation import Translation, Untranslatable, translated
 from proxy.relay.inbound import Inbound
 from proxy.relay.outbound import Outbound, fault_of
 from proxy.routing.keypool import KeyLease, KeyPool
@@ -63,7 +66,11 @@ async def exchange(
     if lease.key.secret is not None:
         attempt.key_id, attempt.account = lease.key.name, lease.key.quota_group
     attempt.normalise = provider.dialect.usage
-    request = _request(call, target, provider, lease, attempt)
+    try:
+        request, translation = _request(call, target, provider, lease, attempt)
+    except Untranslatable as error:
+        return Fault(ErrorReason.INVALID_REQUEST, str(error))
+    call.meter.admit(attempt)
     response: httpx.Response | None = None
     outbound: Outbound | None = None
     kept = False
@@ -78,13 +85,16 @@ async def exchange(
             pool.counters.hear(group, target.model, attempt.rate_headers, now, attempt.sent)
         if not 200 <= response.status_code < 300:
             return await _refusal(provider, response)
+        if translation is not None:
+            fields = translated(response, translation)
         plan = call.plan
         outbound = Outbound(
             response,
             fields,
             attempt,
             lease,
-            hide_usage=provider.include_usage and call.inbound.lacks_usage,
+            hide_usage=call.inbound.lacks_usage
+            and (provider.include_usage or translation is not None),
             alias=plan.alias if plan.rewrite_model else None,
             mend_tools=provider.dialect.mends_tool_indices,
         )
@@ -106,7 +116,8 @@ async def exchange(
 
 def _request(
     call: Call, target: Target, provider: Provider, lease: KeyLease, attempt: Attempt
-) -> httpx.Request:
+) -> tuple[httpx.Request, Translation | None]:
+    """The request for a provider. Raises Untranslatable."""
     dialect = provider.dialect
     url = provider.url(call.operation)
     passed = [
@@ -127,13 +138,19 @@ def _request(
         "first_byte": min(provider.first_byte, left),
         "read": provider.idle,
     }
-    return httpx.Request(
+    body, translation = dialect.translate(
+        call.operation,
+        call.inbound.edited(target.model, provider.include_usage),
+        call.inbound.asked.stream,
+    )
+    request = httpx.Request(
         "POST",
         url,
         headers=headers,
-        stream=httpx.ByteStream(call.inbound.edited(target.model, provider.include_usage)),
+        stream=httpx.ByteStream(body),
         extensions={"timeout": waits, "sent": attempt.went_out},
     )
+    return request, translation
 
 
 async def _refusal(provider: Provider, response: httpx.Response) -> Fault:

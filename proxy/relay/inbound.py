@@ -13,7 +13,9 @@ from typing import Any
 import msgspec
 
 from proxy.errors import ErrorReason, GatewayError
-from proxy.metering.meter import Asked
+from proxy.metering import tokenizer
+from proxy.metering.attempt import Asked
+from proxy.metering.tokenizer import Sample
 from proxy.types import Headers, Operation
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -33,6 +35,7 @@ class Inbound(msgspec.Struct, frozen=True):
     wants_usage: bool
     session: str | None = None
     """OpenAI's ``prompt_cache_key``, else ``user``: whose prompts are likely to begin alike."""
+    prompt: Sample | None = None
 
     @property
     def lacks_usage(self) -> bool:
@@ -118,7 +121,8 @@ def parse(body: bytes, operation: Operation) -> Inbound:
     wants_usage = isinstance(options, dict) and options.get("include_usage") is True
     session = read.get("prompt_cache_key") or read.get("user")
     session = session[:256] if isinstance(session, str) else None
-    return Inbound(body, model, _asked(read, model), wants_usage, session)
+    prompt = read.get("prompt_sample")
+    return Inbound(body, model, _asked(read, model), wants_usage, session, prompt)
 
 
 class _Part(msgspec.Struct):
@@ -163,20 +167,15 @@ _options = msgspec.json.Decoder(dict[str, msgspec.Raw] | None).decode
 def _typed(body: bytes, operation: Operation) -> dict[str, Any]:
     request = _decode(body)
     read = msgspec.structs.asdict(request)
-    messages = request.messages
-    if operation is Operation.CHAT and messages is not None:
-        length = 0
-        for message in messages:
-            content = message.content
-            if isinstance(content, str):
-                length += len(content)
-            elif content is not None:
-                length += sum(len(part.text) for part in content if part.text)
-        read["message_count"], read["prompt_length"] = len(messages), length
-    elif operation is not Operation.CHAT:
-        read["prompt_length"] = _text_length(
-            request.input if operation is Operation.EMBEDDINGS else request.prompt
-        )
+    texts: list[str] | None = None
+    if operation is not Operation.CHAT:
+        texts = _texts(request.input if operation is Operation.EMBEDDINGS else request.prompt)
+    elif request.messages is not None:
+        read["message_count"] = len(request.messages)
+        texts = [text for message in request.messages for text in _parts(message.content)]
+    if texts is not None:
+        read["prompt_length"] = sum(map(len, texts))
+        read["prompt_sample"] = _sample(texts)
     return read
 
 
@@ -218,13 +217,28 @@ def _asked(read: dict[str, Any], model: str) -> Asked:
     )
 
 
-def _text_length(value: Any) -> int | None:
-    """Characters of a string or of a list of strings; token arrays have none that are known."""
+def _parts(content: str | list[_Part] | None) -> list[str]:
+    """The texts of a message."""
+    if isinstance(content, str):
+        return [content]
+    return [part.text for part in content or () if part.text]
+
+
+def _texts(value: Any) -> list[str] | None:
+    """A string, or a list of strings; of token arrays no text is known."""
     if isinstance(value, str):
-        return len(value)
+        return [value]
     if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
-        return sum(len(item) for item in value)
+        return value
     return None
+
+
+def _sample(texts: list[str]) -> Sample | None:
+    sample = tokenizer.sample()
+    if sample is not None:
+        for text in texts:
+            sample.add(text)
+    return sample
 
 
 def _number(value: Any) -> float | None:

@@ -17,7 +17,7 @@ import msgspec
 
 from proxy.clock import monotonic
 from proxy.errors import ErrorReason, GatewayError
-from proxy.metering.meter import Attempt
+from proxy.metering.attempt import Attempt
 from proxy.metering.rewrite import model_rewriter
 from proxy.metering.tap import BodyTap, StreamTap
 from proxy.relay.inbound import ClientGone
@@ -73,6 +73,7 @@ class Outbound:
         self._size = 0
         self._drained = 0  # bytes read since the client left
         self._ended = False
+        self._known: Callable[[bool], None] | None = None
         self._passed: Headers = []
         kind = b""
         encoding: str | None = None
@@ -94,6 +95,7 @@ class Outbound:
             )
         else:
             self.tap = BodyTap(encoding=encoding)
+        self.tap.transcript = attempt.transcript
         attempt.tap = self.tap
 
     @property
@@ -128,26 +130,32 @@ class Outbound:
             executed=True,
         )
 
-    async def deliver(self, send: Send, headers: Headers) -> bool:
-        """Send head, what was held, and the rest as it comes; False if the stream broke off.
+    async def deliver(self, send: Send, headers: Headers, known: Callable[[bool], None]) -> None:
+        """Send head, what was held, and the rest as it comes.
 
-        The body's end is sent only for an answer that is whole. What went wrong is told to the
-        client by an error event, and left in ``attempt.fault``. ClientGone: the client has left,
-        and more than ``MAX_DRAINED`` came since.
+        ``known`` is told whether the answer is whole (False: the stream broke off) before the last
+        of it goes to the client, ``[DONE]`` being the last of a stream. The body's end is sent only
+        for an answer that is whole. What went wrong is told to the client by an error event, and
+        left in ``attempt.fault``. ClientGone: the client has left, and more than ``MAX_DRAINED``
+        came since.
         """
         self.started = True
+        self._known = known
         headers += self._passed
         if self._ended and isinstance(self.tap, BodyTap):
-            return await self._deliver_whole(send, headers)
+            await self._deliver_whole(send, headers)
+            return
         await send({"type": "http.response.start", "status": self.status, "headers": headers})
         held = b"".join(self._held)
         self._held.clear()
+        tap = self.tap
         if held:
+            self._note_end(tap)
             await send({"type": "http.response.body", "body": held, "more_body": True})
         try:
-            tap = self.tap
             async for chunk in self._chunks:
                 data = tap.feed(chunk, monotonic())
+                self._note_end(tap)
                 if data:
                     await send({"type": "http.response.body", "body": data, "more_body": True})
                 if self.attempt.left is not None:
@@ -156,7 +164,7 @@ class Outbound:
         except httpx.HTTPError as exc:
             cut = fault_of(exc, sent=True)
         self.attempt.ended = self.attempt.ended or monotonic()
-        return await self._end(send, cut)
+        await self._end(send, cut)
 
     def release(self) -> None:
         """Give the key back and let go of the upstream: at once, whatever state it is in."""
@@ -177,7 +185,8 @@ class Outbound:
         """Break the answer off, because the gateway is being stopped."""
         if not self.told_all:
             rest = self.tap.finish() if isinstance(self.tap, StreamTap) else b""
-            await self._break_off(send, Fault(ErrorReason.INTERRUPTED, STOPPED), rest)
+            fault = self.attempt.fault = Fault(ErrorReason.INTERRUPTED, STOPPED)
+            await self._break_off(send, fault, rest)
 
     async def _hold(self) -> bool:
         try:
@@ -214,17 +223,29 @@ class Outbound:
             executed=True,
         )
 
-    async def _deliver_whole(self, send: Send, headers: Headers) -> bool:
+    def _note_end(self, tap: StreamTap | BodyTap) -> None:
+        """With ``[DONE]`` all is known, though the stream may go on."""
+        if isinstance(tap, StreamTap) and tap.done:
+            self.attempt.ended = self.attempt.ended or monotonic()
+            self._tell(True)
+
+    def _tell(self, whole: bool) -> None:
+        """Say, once, what became of the answer."""
+        if self._known is not None:
+            known, self._known = self._known, None
+            known(whole)
+
+    async def _deliver_whole(self, send: Send, headers: Headers) -> None:
         body = b"".join(self._held)
         self._held.clear()
         if self._rewrite is not None:
             body = self._rewrite(body)
         headers.append((b"content-length", b"%d" % len(body)))
+        self._tell(True)
         await send({"type": "http.response.start", "status": self.status, "headers": headers})
         await send({"type": "http.response.body", "body": body, "more_body": False})
-        return True
 
-    async def _end(self, send: Send, cut: Fault | None) -> bool:
+    async def _end(self, send: Send, cut: Fault | None) -> None:
         tap, rest = self.tap, b""
         if isinstance(tap, BodyTap):
             tap.finish()
@@ -239,15 +260,17 @@ class Outbound:
                     status=self.status,
                 )
         if cut is not None:
-            return await self._break_off(send, cut, rest)
+            self.attempt.fault = cut
+            self._tell(False)
+            await self._break_off(send, cut, rest)
+            return
+        self._tell(True)
         if rest:
             await send({"type": "http.response.body", "body": rest, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
-        return True
 
-    async def _break_off(self, send: Send, fault: Fault, rest: bytes) -> bool:
+    async def _break_off(self, send: Send, fault: Fault, rest: bytes) -> None:
         """Tell the client that its stream is broken, and leave it without an end."""
-        self.attempt.fault = fault
         tap = self.tap
         if isinstance(tap, StreamTap) and tap.error is None:
             gap = b"\n\n" if tap.inside_event else b""
@@ -255,7 +278,6 @@ class Outbound:
             error = {"message": fault.message, "type": "api_error", "param": None, "code": code}
             event = rest + gap + b"data: " + msgspec.json.encode({"error": error}) + b"\n\n"
             await send({"type": "http.response.body", "body": event, "more_body": True})
-        return False
 
 
 def fault_of(exc: httpx.HTTPError, *, sent: bool = False) -> Fault:

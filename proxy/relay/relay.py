@@ -18,8 +18,11 @@ import msgspec
 from proxy.clock import monotonic, now_ms
 from proxy.errors import ErrorReason, GatewayError
 from proxy.metering import estimate
+from proxy.metering.attempt import Attribution
 from proxy.metering.meter import LEFT, Books, Meter
 from proxy.providers.base import Provider
+from proxy.providers.residency import Residency
+from proxy.relay.allowed import allowed
 from proxy.relay.attribution import attribution
 from proxy.relay.claims import Claims
 from proxy.relay.client import ClientWatch
@@ -82,7 +85,7 @@ class Relay:
         limits: Limits,
         start: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
         refresh_models: Callable[[], Awaitable[None]],
-        broken: Callable[[BaseException, str | None, str | None], None],
+        broken: Callable[[BaseException, str, str, Callable[[str], str]], None],
     ) -> None:
         self.in_flight = 0
         self.routes = routes
@@ -93,6 +96,7 @@ class Relay:
         self._limits = limits
         self._drains = Drains(limits.drain)
         self._start = start
+        self._residency = Residency(transport, start)
         self._refresh_models = refresh_models
         self._broken = broken
 
@@ -109,18 +113,21 @@ class Relay:
         watch = ClientWatch(receive, partial(self._drains.linger, meter))
         outbound: Outbound | None = None
         try:
+            if self._books.journal is not None:
+                self._books.journal.check()
             body = await read_body(
                 receive, content_length(fields), self._limits.max_body, self._limits.body_timeout
             )
-            meter.admitted = monotonic()
+            meter.admitted, meter.request = monotonic(), body
             inbound = parse(body, operation)
-            meter.asked = inbound.asked
+            meter.asked, meter.prompt = inbound.asked, inbound.prompt
             watch.begin(self._start)
             routes = self.routes
-            call = await self._call(routes, operation, inbound, fields, meter, who.session_id)
+            call = await self._call(routes, operation, inbound, fields, meter, caller, who)
             outbound = await self._serve_or_wait(routes, call)
             plan, demand = call.plan, call.demand
             del body, inbound, call  # a stream may last for minutes, and its prompt be long
+            meter.forget()
             if await self._deliver(routes, outbound, meter, send):
                 routes.planner.served(plan, outbound.attempt.target, demand, monotonic())
         except GatewayError as error:
@@ -130,8 +137,6 @@ class Relay:
         except ClientGone:
             meter.close(None, 499, reason=ErrorReason.CLIENT_CLOSED, message=LEFT)
         except asyncio.CancelledError:
-            if outbound is not None and outbound.told_all:
-                meter.close("success", outbound.status)
             if not watch.gone:
                 status = outbound.status if outbound is not None else 503
                 meter.close("error", status, reason=ErrorReason.INTERRUPTED, message=STOPPED)
@@ -139,7 +144,7 @@ class Relay:
                 raise
             meter.close("cancelled", 499, reason=ErrorReason.CLIENT_CLOSED, message=LEFT)
         except Exception as exc:
-            self._broken(exc, request_id, scope["path"])
+            self._broken(exc, request_id, scope["path"], meter.hide)
             meter.close("error", 500, reason=ErrorReason.INTERNAL, message=type(exc).__name__)
             if outbound is None or not outbound.started:
                 mistake = GatewayError(500, "The gateway made a mistake.", ErrorReason.INTERNAL)
@@ -158,7 +163,8 @@ class Relay:
         inbound: Inbound,
         fields: Headers,
         meter: Meter,
-        session: str | None,
+        caller: Caller,
+        who: Attribution,
     ) -> Call:
         """The plan for a request, and until when it may be tried."""
         planner, asked = routes.planner, inbound.asked
@@ -169,12 +175,14 @@ class Relay:
             tokens if tokens is not None else len(inbound.body) // 4,
             asked.max_tokens,
             asked.stream,
-            session or inbound.session,
+            who.session_id or inbound.session,
         )
         now = monotonic()
         plan = planner.plan(inbound.model, demand, now)
         if len(plan.targets) == 1:
             meter.target = plan.targets[0]
+        if caller.client is not None:
+            plan = allowed(plan, caller.client)
         longest = max(routes.providers[target.provider].first_byte for target in plan.targets)
         routes.retries.request(now)
         return Call(operation, inbound, fields, demand, plan, meter, now, now + longest, now)
@@ -271,12 +279,17 @@ class Relay:
         self, routes: Routes, call: Call, target: Target, lease: KeyLease
     ) -> Outbound | Fault:
         attempt = call.meter.attempt(target, call.asked)
+        provider = routes.providers[target.provider]
+        if provider.is_local:
+            attempt.gpu_memory_mb = self._books.gpu_memory_mb()
+        if lease.key.secret is None:
+            self._residency.ask(provider, target.model, attempt.holds)
         found: Outbound | Fault | None = None
         try:
             found = await exchange(
                 call,
                 target,
-                routes.providers[target.provider],
+                provider,
                 routes.pools[target.provider],
                 lease,
                 attempt,
@@ -292,31 +305,42 @@ class Relay:
             return found
         finally:
             if not isinstance(found, Outbound):
-                lease.release()
+                lease.release(sent=attempt.admitted)
             call.asked = monotonic()
 
     async def _deliver(self, routes: Routes, outbound: Outbound, meter: Meter, send: Send) -> bool:
-        """Send the answer on; whether it came whole."""
-        attempt, lease, tap = outbound.attempt, outbound.lease, outbound.tap
-        whole = await outbound.deliver(send, _answer_headers(meter))
-        if tap.error is not None:
-            dialect = routes.providers[attempt.target.provider].dialect
-            fault = dialect.classify_event(tap.error, now_ms() / 1000)
-            _learn(lease, fault)
-            meter.close(
-                "error", outbound.status, reason=ErrorReason.STREAM_ERROR, message=fault.message
-            )
-        elif not whole:
-            if attempt.fault is not None:
-                _learn(lease, attempt.fault)
-            meter.close(None, outbound.status)
-        else:
-            now = monotonic()
-            first = tap.first_token if tap.first_token is not None else attempt.ended
-            lease.succeeded(now, (first if first is not None else now) - attempt.sent)
-            meter.close("success", outbound.status)
-            return True
+        """Send the answer on, and write its row before the last of it goes; whether it came
+        whole."""
+        went_well = False
+
+        def known(whole: bool) -> None:
+            nonlocal went_well
+            went_well = _close(routes, outbound, meter, whole)
+
+        await outbound.deliver(send, _answer_headers(meter), known)
+        return went_well
+
+
+def _close(routes: Routes, outbound: Outbound, meter: Meter, whole: bool) -> bool:
+    """Learn from an answer, and write its row; whether it went well."""
+    attempt, lease, tap = outbound.attempt, outbound.lease, outbound.tap
+    if tap.error is not None:
+        dialect = routes.providers[attempt.target.provider].dialect
+        fault = dialect.classify_event(tap.error, now_ms() / 1000)
+        _learn(lease, fault)
+        message = meter.hide(fault.message)
+        meter.close("error", outbound.status, reason=ErrorReason.STREAM_ERROR, message=message)
         return False
+    if not whole:
+        if attempt.fault is not None:
+            _learn(lease, attempt.fault)
+        meter.close(None, outbound.status)
+        return False
+    now = monotonic()
+    first = tap.first_token if tap.first_token is not None else attempt.ended
+    lease.succeeded(now, (first if first is not None else now) - attempt.sent)
+    meter.close("success", outbound.status)
+    return True
 
 
 def _learn(lease: KeyLease, fault: Fault) -> None:

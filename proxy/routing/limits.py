@@ -177,6 +177,11 @@ class Sliding:
             self.used -= counts.pop(0)[1]
         self._stale = self._gone(counts[0][0]) if counts else math.inf
 
+    def uses(self, now: float) -> list[tuple[float, int]]:
+        """What counts now, and when at the latest it was counted."""
+        self.forget(now)
+        return [(min(now, (step + 1) * self._step), count) for step, count in self._counts]
+
     def started(self, now: float) -> int | None:
         """When a fixed window began, UTC milliseconds; None for one that slides."""
         return None
@@ -239,6 +244,10 @@ class Daily(Sliding):
             self._midnight, self._next_midnight = first, last
         self._begins = now - (wall - self._midnight)
         self._stale = now + min(1.0, self._next_midnight - wall)
+
+    def uses(self, now: float) -> list[tuple[float, int]]:
+        self.forget(now)
+        return [(now, self.used)] if self.used else []
 
     def started(self, now: float) -> int | None:
         self.forget(now)

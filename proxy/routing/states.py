@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from proxy.clock import instant
@@ -10,16 +12,20 @@ from proxy.routing.keypool import KeyPool
 from proxy.routing.rests import WORST, Place, Rest, State
 
 
-def states(pool: KeyPool, now: float, at: int) -> list[dict[str, Any]]:
+def states(
+    pool: KeyPool, now: float, at: int, counts: Mapping[str, int] = MappingProxyType({})
+) -> list[dict[str, Any]]:
     """For each key: its state (the worst over its models), why and until when, and its limits.
 
     ``at`` is the same moment as ``now`` on the wall clock, in UTC milliseconds, as are ``until``
-    and ``reset``.
+    and ``reset``. ``counts`` is what all who share have used, by provider and window.
     """
-    return [_state(pool, key, now, at) for key in pool.keys]
+    return [_state(pool, key, now, at, counts) for key in pool.keys]
 
 
-def _state(pool: KeyPool, key: Key, now: float, at: int) -> dict[str, Any]:
+def _state(
+    pool: KeyPool, key: Key, now: float, at: int, counts: Mapping[str, int]
+) -> dict[str, Any]:
     mine = [(place, rest) for place, rest in pool.rests.current(now) if _holds(place, key)]
     worst = max(
         (rest for _, rest in mine),
@@ -46,7 +52,7 @@ def _state(pool: KeyPool, key: Key, now: float, at: int) -> dict[str, Any]:
             for place, rest in sorted(mine, key=lambda item: item[0][2])
             if place[0] == "group"
         ],
-        "limits": _limits(pool, key, now, at),
+        "limits": _limits(pool, key, now, at, counts),
     }
 
 
@@ -59,7 +65,9 @@ def _model(models: str, rest: Rest, now: float, at: int) -> dict[str, Any]:
     }
 
 
-def _limits(pool: KeyPool, key: Key, now: float, at: int) -> list[dict[str, Any]]:
+def _limits(
+    pool: KeyPool, key: Key, now: float, at: int, counts: Mapping[str, int]
+) -> list[dict[str, Any]]:
     """The limits that hold for a key: those that are configured, then those that were told."""
     found = []
     for owner, window in pool.counters.windows():
@@ -67,7 +75,8 @@ def _limits(pool: KeyPool, key: Key, now: float, at: int) -> list[dict[str, Any]
             resets = window.resets(now)
             reset = at + round(resets * 1000) if resets else None
             amount = window.limit.amount
-            found.append(_limit(owner[2], window.limit.type, amount, window.used, reset, "config"))
+            used = counts.get(f"{pool.provider} {window.name}", window.used)
+            found.append(_limit(owner[2], window.limit.type, amount, used, reset, "config"))
     for owner, slots in pool.counters.slots():
         if owner[0] in ("", key.name) and owner[1] == key.quota_group:
             found.append(_limit(owner[2], "concurrent", slots.amount, slots.used, None, "config"))

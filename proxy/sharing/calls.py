@@ -10,6 +10,9 @@ import msgspec
 from proxy.sharing import scripts
 from proxy.sharing.types import Denial, Rest, Settlement, WindowClaim
 
+NEWEST = 1000
+"""How many rows of calls are held for all to show."""
+
 ALIVE_MS = 5000
 """A node that was not seen for so long is dead."""
 
@@ -33,6 +36,7 @@ class Calls:
         self._rests = self._tag + "rests"
         self._nodes = self._tag + "nodes"
         self._windows = self._tag + "windows"
+        self._newest = self._tag + "newest"
         self.channel = self._tag + "changed"
 
     def claim(
@@ -64,6 +68,13 @@ class Calls:
         keys = [self._window(off.name, off.seconds, off.start), self._windows]
         start = "" if off.start is None else off.start
         return Call(scripts.SETTLE, keys, [off.difference, off.at, off.seconds, start])
+
+    def push(self, rows: Sequence[bytes]) -> Call:
+        """Hand on the rows of calls, the oldest first."""
+        return Call(scripts.PUSH, [self._newest], [NEWEST, *rows])
+
+    def newest(self) -> Call:
+        return Call(scripts.NEWEST, [self._newest], [NEWEST])
 
     def refresh(self, node: str) -> Call:
         keys = [self._rests, self._nodes, self._windows]

@@ -39,6 +39,8 @@ _SCRIPTS = (
     scripts.LEAVE,
     scripts.WINDOWS,
     scripts.COUNT,
+    scripts.PUSH,
+    scripts.NEWEST,
 )
 
 

@@ -17,8 +17,11 @@ PLACES = 1024
 SETTLEMENTS = 4096
 """How many settlements wait; then the oldest is lost."""
 
+ROWS = 1000
+"""How many rows of calls wait; then the oldest is left out."""
+
 BATCH = 100
-"""How many rests, and how many settlements, are sent at once: a round trip has its time limit."""
+"""How many of each kind are sent at once: a round trip has its time limit."""
 
 
 class Batch(NamedTuple):
@@ -27,13 +30,14 @@ class Batch(NamedTuple):
     lifts: Sequence[str]
     rests: Sequence[Rest]
     offs: Sequence[Settlement]
+    rows: Sequence[bytes]
 
 
 class Outbox:
     """Rests that this node has published are kept until they are lifted or gone: a server that
     comes back without its memory gets them again.
 
-    Rests and lifts can be sent twice and are; a settlement is sent once or never.
+    Rests and lifts can be sent twice and are; a settlement or a row is sent once or never.
     """
 
     def __init__(self) -> None:
@@ -41,9 +45,10 @@ class Outbox:
         self._unsent: dict[str, None] = {}  # a set that remembers its order
         self._lifts: dict[str, None] = {}
         self._offs: deque[Settlement] = deque(maxlen=SETTLEMENTS)
+        self._rows: deque[bytes] = deque(maxlen=ROWS)
 
     def __bool__(self) -> bool:
-        return bool(self._unsent or self._lifts or self._offs)
+        return bool(self._unsent or self._lifts or self._offs or self._rows)
 
     @property
     def urgent(self) -> bool:
@@ -71,13 +76,17 @@ class Outbox:
     def settle(self, off: Settlement) -> None:
         self._offs.append(off)
 
+    def row(self, row: bytes) -> None:
+        self._rows.append(row)
+
     def take(self) -> Batch:
         lifts, self._lifts = list(self._lifts), {}
         places = list(islice(self._unsent, BATCH))
         for place in places:
             del self._unsent[place]
         offs = [self._offs.popleft() for _ in range(min(BATCH, len(self._offs)))]
-        return Batch(lifts, [self._own[place] for place in places], offs)
+        rows = [self._rows.popleft() for _ in range(min(BATCH, len(self._rows)))]
+        return Batch(lifts, [self._own[place] for place in places], offs, rows)
 
     def put_back(self, batch: Batch) -> None:
         """It may have arrived or not. What came after it has the last word."""

@@ -248,3 +248,14 @@ end
 return counts
 """
 )
+
+PUSH = """
+-- KEYS: the newest rows. ARGV: how many are held, then rows, the oldest first.
+redis.call('LPUSH', KEYS[1], unpack(ARGV, 2))
+redis.call('LTRIM', KEYS[1], 0, ARGV[1] - 1)
+"""
+
+NEWEST = """
+-- KEYS: the newest rows. ARGV: how many. Returns them, the newest first.
+return redis.call('LRANGE', KEYS[1], 0, ARGV[1] - 1)
+"""

@@ -208,6 +208,25 @@ class Shared:
             self._outbox.settle(Settlement(name, seconds, start, difference, at))
             self._wake.set()
 
+    def row(self, row: bytes) -> None:
+        """Let all nodes show this row of a call. The last thousand are held, of all nodes."""
+        if self._link is not None:
+            self._outbox.row(row)
+            self._wake.set()
+
+    async def newest(self) -> list[bytes] | None:
+        """The rows of all nodes, the last that was told first; None while the server is away."""
+        link = self._link
+        if link is None:
+            return None
+        try:
+            await self._exchange(link, refresh=False)
+            (rows,) = await link.send([self._calls.newest()])
+        except FAILURES as error:
+            self._leave(error, link)
+            return None
+        return list(rows)
+
     async def snapshot(self) -> tuple[list[Rest], dict[str, int]]:
         """All rests, and what is counted in the windows by their names.
 
@@ -318,7 +337,9 @@ class Shared:
 
     def _calls_of(self, batch: Batch) -> list[Call]:
         lifts = [self._calls.lift(batch.lifts)] if batch.lifts else []
-        return [*lifts, *map(self._calls.rest, batch.rests), *map(self._calls.settle, batch.offs)]
+        rows = [self._calls.push(batch.rows)] if batch.rows else []
+        rests, offs = map(self._calls.rest, batch.rests), map(self._calls.settle, batch.offs)
+        return [*lifts, *rests, *offs, *rows]
 
     def _learn(self, at: int, nodes: int, rows: list[bytes]) -> None:
         """What a refresh has read."""

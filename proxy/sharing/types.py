@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
 import msgspec
 
 
@@ -50,3 +53,36 @@ class Settlement(msgspec.Struct, frozen=True):
     start: int | None
     difference: int
     at: int
+
+
+class State(Protocol):
+    """Where a claim is made and news are told: a server, or the supervisor of this host's workers.
+
+    ``offset_ms`` is its clock minus this machine's. ``claim`` gives None for a grant, also where
+    nobody is there to ask; ``counted`` is told when it was counted, if it was.
+    """
+
+    @property
+    def available(self) -> bool: ...
+
+    @property
+    def offset_ms(self) -> int: ...
+
+    async def claim(
+        self,
+        places: Sequence[str],
+        windows: Sequence[WindowClaim],
+        probe: str | None = None,
+        probe_ms: int = 150_000,
+        counted: Callable[[int], None] | None = None,
+    ) -> Denial | None: ...
+
+    def rest(self, rest: Rest) -> None: ...
+
+    def lift(self, places: Sequence[str]) -> None: ...
+
+    def settle(
+        self, name: str, seconds: int, start: int | None, difference: int, at: int
+    ) -> None: ...
+
+    async def snapshot(self) -> tuple[list[Rest], dict[str, int]]: ...

@@ -5,19 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Column
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from proxy.store.filters import Filters
+from proxy.store.groups import somebodys
 from proxy.store.metrics import NO_VALUES, Values, measure
-from proxy.store.tables import api_calls
 
-_c = api_calls.c
-
-BY: Mapping[str, Sequence[Column[Any]]] = {
-    "provider": (_c.provider,),
-    "model": (_c.provider, _c.model),
-}
+BY: Mapping[str, Sequence[str]] = {"provider": ("provider",), "model": ("provider", "model")}
 """What is compared. A model that two providers serve is two models."""
 
 _BEST: Mapping[str, Callable[..., Any]] = {
@@ -31,9 +25,8 @@ asked of each."""
 
 
 async def compared(connection: AsyncConnection, by: str, filters: Filters) -> list[Values]:
-    """The groups of one of ``BY`` with their measures and ratios, most requests first. Calls that
-    were refused before a provider was chosen are nobody's."""
-    return beside_the_best(await measure(connection, filters, BY[by], (_c.provider != "",)))
+    """The groups of one of ``BY`` with their measures and ratios, most requests first."""
+    return beside_the_best(await measure(connection, filters, BY[by], somebodys))
 
 
 def beside_the_best(groups: Sequence[Values]) -> list[Values]:

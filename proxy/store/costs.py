@@ -6,17 +6,23 @@ count every attempt, since a failed one may be billed. Dollars are added as inte
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import date
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
-from sqlalchemy import func
+from sqlalchemy import bindparam, func, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from proxy.store.columns import FLOAT
 from proxy.store.tables import daily_costs
 from proxy.store.upsert import Insert, insert_into
 from proxy.types import CallRecord
+
+Key = tuple[str, ...]
+"""A day, and for whom and what it counts: the values of the table's key."""
+Difference = tuple[int, int]
+"""What is to be added to a day's nano-dollars, and to its unpriced calls."""
 
 _KEY = ("date", "provider", "model_name", "agent_name", "tool_name", "client_id")
 _DAY_MS = 86_400_000
@@ -34,15 +40,61 @@ _SUMS = (
 )
 
 
+class Counted(Protocol):
+    """What of a call says where it is summed, and whether it lacks a price."""
+
+    @property
+    def timestamp(self) -> int: ...
+    @property
+    def provider(self) -> str: ...
+    @property
+    def model(self) -> str: ...
+    @property
+    def agent_name(self) -> str | None: ...
+    @property
+    def tool_name(self) -> str | None: ...
+    @property
+    def client_id(self) -> str | None: ...
+    @property
+    def status(self) -> str: ...
+    @property
+    def total_tokens(self) -> int | None: ...
+    @property
+    def cost_nano_usd(self) -> int | None: ...
+
+
 async def add(connection: AsyncConnection, calls: Iterable[CallRecord]) -> None:
     """Add the calls, none of which was counted before, to their days."""
-    sums: dict[tuple[str, ...], dict[str, int]] = {}
+    sums: dict[Key, dict[str, int]] = {}
     for call in calls:
-        _count(sums.setdefault(_key(call), dict.fromkeys(_SUMS, 0)), call)
+        _count(sums.setdefault(key(call), dict.fromkeys(_SUMS, 0)), call)
     if not sums:
         return
-    rows = [_row(key, sums[key]) for key in sorted(sums)]
+    rows = [_row(of, sums[of]) for of in sorted(sums)]
     await connection.execute(_addition(connection.dialect.name), rows)
+
+
+async def adjust(connection: AsyncConnection, different: Mapping[Key, Difference]) -> None:
+    """Add differences to days that are there: calls that were counted have been priced anew."""
+    rows = [
+        {f"of_{name}": value for name, value in zip(_KEY, of, strict=True)}
+        | {"more_nano": different[of][0], "more_unpriced": different[of][1]}
+        for of in sorted(different)
+        if any(different[of])
+    ]
+    if rows:
+        await connection.execute(_ADJUSTMENT, rows)
+
+
+_NANO_USD = func.round(daily_costs.c.total_cost_usd * _NANO)
+_ADJUSTMENT = (
+    update(daily_costs)
+    .where(*(daily_costs.c[name] == bindparam(f"of_{name}") for name in _KEY))
+    .values(
+        total_cost_usd=(_NANO_USD + bindparam("more_nano", type_=FLOAT)) / _NANO,
+        unpriced_calls=daily_costs.c.unpriced_calls + bindparam("more_unpriced"),
+    )
+)
 
 
 @cache
@@ -57,13 +109,14 @@ def _addition(dialect: str) -> Insert:
     )
 
 
-def unpriced(call: CallRecord) -> bool:
+def unpriced(call: Counted) -> bool:
     """Whether the call used tokens, as far as can be known, that have no price."""
     used = call.total_tokens is not None or call.status == "success"
     return used and call.cost_nano_usd is None
 
 
-def _key(call: CallRecord) -> tuple[str, ...]:
+def key(call: Counted) -> Key:
+    """The day that counts a call."""
     return (
         day(call.timestamp),
         call.provider,
@@ -91,7 +144,7 @@ def _count(sums: dict[str, int], call: CallRecord) -> None:
     sums["nano_usd"] += call.cost_nano_usd or 0
 
 
-def _row(key: tuple[str, ...], sums: dict[str, int]) -> dict[str, Any]:
-    row: dict[str, Any] = dict(zip(_KEY, key, strict=True)) | sums
+def _row(of: Key, sums: dict[str, int]) -> dict[str, Any]:
+    row: dict[str, Any] = dict(zip(_KEY, of, strict=True)) | sums
     row["total_cost_usd"] = row.pop("nano_usd") / _NANO
     return row

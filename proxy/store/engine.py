@@ -12,10 +12,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 
-from proxy.store import address, salvage, schema
+from proxy.store import address, positions, salvage, schema
 from proxy.store.address import StoreError
 from proxy.store.knocking import Knocking
 from proxy.store.partitions import Partitions
+from proxy.store.positions import Moves
 from proxy.store.records import Ledger
 from proxy.store.tables import metadata
 
@@ -25,9 +26,10 @@ Reader = AsyncConnection
 _MEMORY = URL.create("sqlite+aiosqlite")
 _PRAGMAS = {
     "journal_mode": "WAL",
-    "synchronous": "NORMAL",  # survives a crash of the program; a power cut may cost the last rows
+    "synchronous": "FULL",  # what is committed is deleted from the journal
     "foreign_keys": "ON",
     "temp_store": "MEMORY",
+    "secure_delete": "ON",  # what is deleted is overwritten: it may be what somebody said
     "journal_size_limit": 64 * 1024 * 1024,
 }
 _WRITER_BUSY_MS = 1000  # the batch writer comes again, so waiting here gains nothing
@@ -86,19 +88,21 @@ class Store:
                 return
             address.make_folder(self._address)
             writer = _writer(self._address, self._knocking)
+            reader = _readers(self._address, self._knocking)
             try:
-                await schema.ensure(writer, self._address)
+                # Looked at by a reader, for whom it is no matter that another process writes.
+                await schema.ensure(reader, self._address)
                 # The one connection is made here, where nobody is cancelled: the pool would let
                 # others wait for half a minute for one whose making was given up.
                 async with writer.connect():
                     pass
-            except (SQLAlchemyError, OSError) as error:
+            except BaseException as error:
                 await writer.dispose()
-                raise StoreError(self._unusable(error)) from error
-            except BaseException:
-                await writer.dispose()
+                await reader.dispose()
+                if isinstance(error, (SQLAlchemyError, OSError)):
+                    raise StoreError(self._unusable(error)) from error
                 raise
-            self._writer, self._reader = writer, _readers(self._address, self._knocking)
+            self._writer, self._reader = writer, reader
 
     async def close(self) -> None:
         """Give back every connection; the store can be opened again."""
@@ -111,22 +115,28 @@ class Store:
                 if engine is not None:
                     await engine.dispose()
 
-    async def write(self, items: Sequence[object]) -> None:
+    async def write(self, items: Sequence[object], moves: Moves | None = None) -> None:
         """Write a batch in one transaction; StoreError if nothing of it was written.
 
-        The same items may come again after that. A row that is there already is left alone and
-        counted nowhere twice.
+        The same items may come again after that. A call that is there already is left alone and
+        counted nowhere twice; other items are, if they come from the journal, by their ``moves``.
         """
-        if self._address is None or not items:
+        if self._address is None or not (items or moves):
             return
         writer = await self.writer()
         async with self._writing:
             try:
                 if writer.dialect.name == "postgresql":
                     await self._partitions.make(writer, items)
-                self.refused += await salvage.write(self._ledger, writer, items)
+                self.refused += await salvage.write(self._ledger, writer, items, moves)
             except (SQLAlchemyError, OSError) as error:
                 raise StoreError(self._unusable(error)) from error
+
+    async def positions(self) -> dict[str, int]:
+        """How far each segment of the journal was taken in. StoreError if that cannot be read."""
+        await self.open()
+        async with self.reader() as connection:
+            return await positions.load(connection)
 
     async def writer(self) -> AsyncEngine:
         """The engine with the one writing connection, opened if need be."""

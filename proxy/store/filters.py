@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, Table, func
+from sqlalchemy import ColumnElement, FromClause, func
 
 from proxy.store import costs
 
@@ -44,7 +44,7 @@ class Filters(msgspec.Struct, frozen=True, kw_only=True):
     min_tokens: int | None = None
 
 
-def where(table: Table, filters: Filters) -> list[ColumnElement[bool]]:
+def where(table: FromClause, filters: Filters) -> list[ColumnElement[bool]]:
     """The filters' conditions on a table; those about columns that it lacks do not apply.
 
     A table of current state has no window, and days count whole, first and last included.

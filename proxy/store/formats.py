@@ -2,7 +2,8 @@
 
 Instants are RFC 3339 in UTC to the millisecond, and numbers as short as they can be without loss.
 In CSV texts are quoted and nothing else is, so that an empty field is NULL and ``""`` is a text
-without characters: as PostgreSQL's COPY reads and writes it.
+without characters: as PostgreSQL's COPY reads and writes it. Bytes are base64 in JSON and
+hexadecimal behind a ``\\x`` in CSV.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ import msgspec
 from sqlalchemy import Table
 
 from proxy.clock import rfc3339
+from proxy.store.columns import Instant
 from proxy.store.pages import Row
 from proxy.store.parquet import Parquet
-from proxy.store.tables import Instant
 
 _LEVEL = 6  # of zlib: 9 takes four times as long for 2 % less
 
@@ -104,4 +105,6 @@ def _field(value: Any) -> str:
         return '"' + value.replace('"', '""') + '"'
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, bytes):
+        return f"\\x{value.hex()}"
     return repr(value)

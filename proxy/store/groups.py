@@ -5,25 +5,30 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Column, ColumnElement
+from sqlalchemy import ColumnElement
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from proxy.store.filters import Filters
 from proxy.store.metrics import DISTRIBUTIONS, NO_CALLS, NO_VALUES, Values, measure
-from proxy.store.tables import api_calls
+from proxy.store.sources import Only
 
-_c = api_calls.c
 
-GROUPS: Mapping[str, tuple[Sequence[Column[Any]], Sequence[ColumnElement[bool]]]] = {
-    "providers": ((_c.provider,), ()),
-    "models": ((_c.provider, _c.model), ()),
-    "endpoints": ((_c.endpoint,), ()),
-    "errors": (
-        (_c.provider, _c.error_reason),
-        (_c.status != "success", _c.error_reason.is_not(None)),
-    ),
+def _failed(c: Any) -> Sequence[ColumnElement[bool]]:
+    return (c.status != "success", c.error_reason.is_not(None))
+
+
+def somebodys(c: Any) -> Sequence[ColumnElement[bool]]:
+    """Calls that were refused before a provider was chosen are nobody's."""
+    return (c.provider != "",)
+
+
+GROUPS: Mapping[str, tuple[Sequence[str], Only | None]] = {
+    "providers": (("provider",), None),
+    "models": (("provider", "model"), None),
+    "endpoints": (("endpoint",), None),
+    "errors": (("provider", "error_reason"), _failed),
 }
-"""By path: the columns to group by, and which rows. Errors are all rows with a reason, so that
+"""By path: the dimensions to group by, and which rows. Errors are all rows with a reason, so that
 ``attempts`` counts failed attempts and the other measures say what became of the request."""
 
 NOTHING: Values = {**NO_CALLS, **dict.fromkeys(DISTRIBUTIONS, NO_VALUES)}
@@ -39,7 +44,7 @@ UNKNOWN: dict[str, Values] = {
 
 def blank(name: str) -> Values:
     """A row of one of ``GROUPS`` without calls."""
-    return dict.fromkeys(column.name for column in GROUPS[name][0]) | NOTHING
+    return dict.fromkeys(GROUPS[name][0]) | NOTHING
 
 
 async def whole(connection: AsyncConnection, filters: Filters) -> dict[str, Values]:
@@ -59,5 +64,5 @@ async def by_key(
     connection: AsyncConnection, filters: Filters
 ) -> dict[tuple[str, str | None], Values]:
     """The measures of each key, by provider and the key's name (None: a keyless provider)."""
-    used = await measure(connection, filters, (_c.provider, _c.key_id), (_c.provider != "",))
+    used = await measure(connection, filters, ("provider", "key_id"), somebodys)
     return {(row.pop("provider"), row.pop("key_id")): row for row in used}

@@ -1,4 +1,4 @@
-"""The measures of ``/stats``, computed in the database, for all rows or for groups of them.
+"""The measures of ``/stats``, for all calls of a window or for groups of them.
 
 Requests are counted by their final rows, ``attempts`` by all rows; ``errors`` includes timeouts;
 ``success_rate`` is success / (success + errors), so that neither a client's hang-up nor a refusal
@@ -8,76 +8,34 @@ nano-dollars; ``unpriced`` counts the attempts whose dollars are not known.
 
 ``latency_ms`` is over the ``total_duration_ms`` of final rows: how long the client waited, the
 attempts that failed before included. ``ttft_ms`` and ``tokens_per_second`` are over the rows in
-which they are known. Percentiles are interpolated linearly between the two nearest rows.
+which they are known. Means are of values to the thousandth. Percentiles are interpolated linearly
+between the two nearest rows where all of the window is read from rows (see ``coverage``), and are
+within 2 % where sketches tell them. All else is exact everywhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import (
-    BigInteger,
-    ColumnElement,
-    Label,
-    Select,
-    and_,
-    case,
-    cast,
-    func,
-    literal_column,
-    or_,
-    select,
-)
+from sqlalchemy import ColumnElement, Select, case, func, literal_column, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from proxy.store.filters import Filters, where
+from proxy.store import sources
+from proxy.store.coverage import Piece, cover
+from proxy.store.filters import Filters
+from proxy.store.rollups import plus, thousandths
+from proxy.store.sketch import Sketch, lanes, of_lanes
+from proxy.store.sources import COUNTS, SUMS, VALUES, Asked, Only
 from proxy.store.tables import api_calls
 
-Group = Sequence[Label[Any] | ColumnElement[Any]]
 Values = dict[str, Any]
+Key = tuple[Any, ...]
 
+DISTRIBUTIONS = tuple(VALUES)
 PERCENTILES = (50, 95, 99)
 _NANO = 1e9
-
-_c = api_calls.c
-_FINAL = _c.is_final.is_(True)
-_UNPRICED = and_(
-    _c.cost_estimate_usd.is_(None),
-    or_(_c.total_tokens.is_not(None), _c.status == "success"),
-)
-
-
-def _final(*conditions: ColumnElement[bool]) -> ColumnElement[int]:
-    return func.count().filter(_FINAL, *conditions)
-
-
-COUNTS: Mapping[str, ColumnElement[int]] = {
-    "requests": _final(),
-    "attempts": func.count(),
-    "success": _final(_c.status == "success"),
-    "errors": _final(_c.status.in_(("error", "timeout"))),
-    "cancelled": _final(_c.status == "cancelled"),
-    "rejected": _final(_c.status == "rejected"),
-    "failovers": _final(_c.attempt > 1),
-    "unpriced": func.count().filter(_UNPRICED),
-}
-"""Measures that are never unknown."""
-
-SUMS: Mapping[str, ColumnElement[Any]] = {
-    "input_tokens": func.sum(_c.input_tokens),
-    "output_tokens": func.sum(_c.output_tokens),
-    "total_tokens": func.sum(_c.total_tokens),
-    "nano_usd": func.sum(cast(func.round(_c.cost_estimate_usd * _NANO), BigInteger)),
-}
-"""Measures that are unknown where some row should have a value and none has."""
-
-DISTRIBUTIONS: Mapping[str, tuple[ColumnElement[float], ColumnElement[bool]]] = {
-    "latency_ms": (_c.total_duration_ms, _FINAL),
-    "ttft_ms": (_c.time_to_first_token_ms, _c.time_to_first_token_ms.is_not(None)),
-    "tokens_per_second": (_c.tokens_per_second, _c.tokens_per_second.is_not(None)),
-}
-"""The column of each, and the rows that count."""
+_STEP = 250  # rows that are added up at once: more would keep the event loop for milliseconds
 
 NO_CALLS: Values = {
     **dict.fromkeys(("requests", "attempts", "success", "errors", "cancelled", "rejected"), 0),
@@ -92,73 +50,135 @@ NO_VALUES: Values = dict.fromkeys(("avg", *(f"p{share}" for share in PERCENTILES
 
 
 async def measure(
-    connection: AsyncConnection,
-    filters: Filters,
-    by: Group = (),
-    extra: Sequence[ColumnElement[bool]] = (),
+    connection: AsyncConnection, filters: Filters, by: Sequence[str] = (), only: Only | None = None
 ) -> list[Values]:
     """All measures, a dictionary for each group (its keys first), most requests first.
 
-    Without groups there is one, also of no rows. ``extra`` are conditions beside the filters'.
+    ``by`` are dimensions. Without any there is one group, also of no rows. ``only`` are conditions
+    beside the filters'.
     """
-    conditions = [*where(api_calls, filters), *extra]
-    groups = await totals(connection, conditions, by)
-    for name in DISTRIBUTIONS:
-        found = await distribution(connection, name, conditions, by)
+    asked = Asked(filters, by, only=only)
+    pieces = await cover(connection, filters)
+    groups = await totals(connection, asked, pieces)
+    for name, found in (await distributions(connection, asked, pieces, DISTRIBUTIONS)).items():
         for key, values in groups.items():
             values[name] = found.get(key, NO_VALUES)
-    names = [str(column.key) for column in by]
     most = sorted(groups.items(), key=lambda item: (-item[1]["requests"], -item[1]["attempts"]))
-    return [dict(zip(names, key, strict=True)) | values for key, values in most]
+    return [dict(zip(by, key, strict=True)) | values for key, values in most]
 
 
 async def totals(
-    connection: AsyncConnection, conditions: Sequence[ColumnElement[bool]], by: Group = ()
-) -> dict[tuple[Any, ...], Values]:
-    """Counts and sums by group."""
-    known = func.count().filter(_c.status == "success").label("calls")
-    measures = [value.label(name) for name, value in {**COUNTS, **SUMS}.items()]
-    query = select(*by, known, *measures).where(*conditions).group_by(*by).order_by(*by)
-    rows = (await connection.execute(query)).mappings()
-    return {tuple(row.values())[: len(by)]: _totals(dict(row)) for row in rows}
+    connection: AsyncConnection, asked: Asked, pieces: Sequence[Piece]
+) -> dict[Key, Values]:
+    """Counts and sums by group, in the order of their keys."""
+    found: dict[Key, list[int | None]] = {}
+    if not asked.width:
+        found[()] = [0] * len(COUNTS) + [None] * len(SUMS)
+    for piece in pieces:
+        for row in await connection.execute(sources.sums(piece, asked)):
+            key, more = tuple(row[: asked.width]), map(_int, row[asked.width :])
+            held = found.get(key)
+            found[key] = [*more] if held is None else [*map(plus, held, more)]
+    ordered = sorted(found.items(), key=lambda item: [(part is None, part) for part in item[0]])
+    return {key: _totals(dict(zip((*COUNTS, *SUMS), held, strict=True))) for key, held in ordered}
 
 
-async def distribution(
-    connection: AsyncConnection,
-    name: str,
-    conditions: Sequence[ColumnElement[bool]],
-    by: Group = (),
-) -> dict[tuple[Any, ...], Values]:
-    """Mean and percentiles of one of ``DISTRIBUTIONS`` by group; groups without values are left
-    out."""
-    column, counts = DISTRIBUTIONS[name]
-    query = _ranked(column, [*conditions, counts, column.is_not(None)], by)
-    rows = await connection.execute(query)
-    names = list(NO_VALUES)
-    return {
-        tuple(row[: len(by)]): dict(zip(names, row[len(by) :], strict=True))
-        for row in rows
-        if row[len(by)] is not None
-    }
+async def distributions(
+    connection: AsyncConnection, asked: Asked, pieces: Sequence[Piece], names: Sequence[str]
+) -> dict[str, dict[Key, Values]]:
+    """Mean and percentiles of ``DISTRIBUTIONS`` by group; groups without values are left out."""
+    if any(piece.is_rolled for piece in pieces):
+        return await _sketched(connection, asked, pieces, names)
+    found: dict[str, dict[Key, Values]] = {name: {} for name in names}
+    for name in names:
+        for piece in pieces:
+            for row in await connection.execute(_ranked(piece, asked, name)):
+                total, size, *shares = row[asked.width :]
+                if size:
+                    found[name][tuple(row[: asked.width])] = _spread(int(total), size, shares)
+    return found
 
 
-def _ranked(
-    column: ColumnElement[float], conditions: Sequence[ColumnElement[bool]], by: Group
-) -> Select[Any]:
-    value = column.label("value")
+async def _sketched(
+    connection: AsyncConnection, asked: Asked, pieces: Sequence[Piece], names: Sequence[str]
+) -> dict[str, dict[Key, Values]]:
+    """The distributions from rollups, and from the rows beside them."""
+    sums: dict[Key, list[_Sum]] = {}
+    for piece in pieces:
+        query = sources.values(piece, asked, names)
+        rows = await connection.stream(query, execution_options={"yield_per": _STEP})
+        async for part in rows.partitions():
+            _add(sums, part, asked.width, len(names), piece.is_rolled)
+    found: dict[str, dict[Key, Values]] = {name: {} for name in names}
+    for key, held in sums.items():
+        for name, each in zip(names, held, strict=True):
+            if (values := each.spread()) is not None:
+                found[name][key] = values
+    return found
+
+
+def _add(
+    sums: dict[Key, list[_Sum]], rows: Iterable[Any], width: int, size: int, rolled: bool
+) -> None:
+    """Add rows of ``sources.values``: the ``width`` parts of a key, then ``size`` distributions."""
+    for row in rows:
+        key = row[:width]
+        held = sums.get(key)
+        if held is None:
+            held = sums[key] = [_Sum() for _ in range(size)]
+        if rolled:
+            for each, total, dump in zip(held, row[width::2], row[width + 1 :: 2], strict=True):
+                if dump:
+                    each.total += total
+                    each.lanes += lanes(dump)
+        else:
+            for each, value in zip(held, row[width:], strict=True):
+                if value is not None:
+                    each.total += thousandths(value)
+                    each.sketch.add(value)
+
+
+class _Sum:
+    """What is known of one distribution of one group: in rollups, and in the calls beside them."""
+
+    __slots__ = ("lanes", "sketch", "total")
+
+    def __init__(self) -> None:
+        self.total = self.lanes = 0
+        self.sketch = Sketch()
+
+    def spread(self) -> Values | None:
+        """None without values."""
+        whole = self.sketch.plus(of_lanes(self.lanes))
+        shares = whole.quantiles(*(percent / 100 for percent in PERCENTILES))
+        return _spread(self.total, whole.count, shares) if shares else None
+
+
+def _spread(total: int, size: int, shares: Sequence[float]) -> Values:
+    """``total`` in thousandths."""
+    return dict(zip(NO_VALUES, (total / (1000 * size), *shares), strict=True))
+
+
+def _ranked(piece: Piece, asked: Asked, name: str) -> Select[Any]:
+    """By group: the sum in thousandths, how many values there are, and the percentiles."""
+    column, counts = VALUES[name]
+    keys = asked.keys(api_calls, api_calls.c.timestamp)
+    groups = [key.element for key in keys]
     ranked = (
         select(
-            *by,
-            value,
-            func.row_number().over(partition_by=by or None, order_by=column).label("place"),
-            func.count().over(partition_by=by or None).label("size"),
+            *keys,
+            column.label("value"),
+            func.row_number().over(partition_by=groups or None, order_by=column).label("place"),
+            func.count().over(partition_by=groups or None).label("size"),
         )
-        .where(*conditions)
+        .where(*sources.conditions(piece, asked), counts, column.is_not(None))
         .subquery()
     )
-    keys = [ranked.c[str(label.key)] for label in by]
-    shares = [_percentile(ranked.c.value, ranked.c.place, ranked.c.size, p) for p in PERCENTILES]
-    return select(*keys, func.avg(ranked.c.value), *shares).group_by(*keys)
+    c = ranked.c
+    shares = [_percentile(c.value, c.place, c.size, percent) for percent in PERCENTILES]
+    found = (func.sum(sources.thousandths(c.value)), func.count(), *shares)
+    groups = [c[key.name] for key in keys]
+    return select(*groups, *found).group_by(*groups)
 
 
 def _percentile(
@@ -175,8 +195,7 @@ def _percentile(
 
 
 def _totals(row: Mapping[str, Any]) -> Values:
-    values = dict(NO_CALLS)
-    values |= {name: row[name] for name in COUNTS}
+    values = {name: row.get(name) for name in NO_CALLS}
     judged = row["success"] + row["errors"]
     values["success_rate"] = row["success"] / judged if judged else None
     for name in ("input_tokens", "output_tokens", "total_tokens"):
@@ -184,6 +203,11 @@ def _totals(row: Mapping[str, Any]) -> Values:
     nano = known_sum(row["nano_usd"], row["unpriced"])
     values["cost_usd"] = None if nano is None else nano / _NANO
     return values
+
+
+def _int(sum: Any) -> int | None:
+    """PostgreSQL's sums are decimals."""
+    return None if sum is None else int(sum)
 
 
 def known_sum(total: Any, without: int) -> int | None:

@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, Table, Text, literal, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from proxy.clock import rfc3339
-from proxy.store.tables import Instant
+from proxy.store.columns import Instant
 
 Row = dict[str, Any]
 

@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, BinaryIO
 
-from sqlalchemy import Boolean, Column, Double, Integer, Table
+from sqlalchemy import Boolean, Column, Double, Integer, LargeBinary, Table
 
+from proxy.store.columns import Instant
 from proxy.store.pages import Row
-from proxy.store.tables import Instant
 
 _GROUP = 65_536  # rows that are compressed together; they wait in memory for it, packed
 
 
 class Parquet:
-    """Integers of 64 bits, doubles, texts, and instants as timestamps in milliseconds, UTC."""
+    """Integers of 64 bits, doubles, texts, bytes; instants as timestamps in milliseconds, UTC."""
 
     def __init__(self, table: Table, stream: BinaryIO) -> None:
         """ImportError if pyarrow is not installed."""
@@ -49,6 +49,8 @@ class Parquet:
             arrow = self._arrow.int64()
         elif isinstance(kind, Double):
             arrow = self._arrow.float64()
+        elif isinstance(kind, LargeBinary):
+            arrow = self._arrow.binary()
         else:
             arrow = self._arrow.string()
         return self._arrow.field(column.name, arrow, nullable=bool(column.nullable))

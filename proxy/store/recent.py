@@ -7,7 +7,7 @@ are, and a busy second has thousands of them.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 
 import msgspec
@@ -51,16 +51,13 @@ class Recent:
 
     def newest(self, filters: Filters, limit: int) -> list[msgspec.Raw]:
         """The last that ended first, as JSON. The window of the filters does not apply."""
-        calls = self._shown()
-        if filters != Filters(start=filters.start, end=filters.end):
-            calls = (call for call in calls if admits(filters, msgspec.json.decode(call)))
-        return list(islice(calls, limit))
+        return chosen(self._shown(), filters, limit)
 
     def _shown(self) -> Iterator[msgspec.Raw]:
         for key in reversed(list(self._calls)):
             call = self._calls[key]
             if isinstance(call, CallRecord):
-                call = self._calls[key] = _of_record(call)
+                call = self._calls[key] = encoded(call)
             yield call
 
     def _put(self, key: tuple[str, int], call: CallRecord | msgspec.Raw) -> None:
@@ -69,13 +66,20 @@ class Recent:
             self._calls.popitem(last=False)
 
 
-def _of_record(call: CallRecord) -> msgspec.Raw:
+def chosen(calls: Iterable[msgspec.Raw], filters: Filters, limit: int) -> list[msgspec.Raw]:
+    """The first of the calls that the filters let through, whatever their window."""
+    if filters != Filters(start=filters.start, end=filters.end):
+        calls = (call for call in calls if admits(filters, msgspec.json.decode(call)))
+    return list(islice(calls, limit))
+
+
+def encoded(call: CallRecord) -> msgspec.Raw:
     """As the database would tell it."""
     values = dict(zip(COLUMNS, row(call), strict=True))
     try:
         return _encoded({"id": None, **values, "success": call.status == "success"})
     except UnicodeEncodeError:  # half a character, which a client or a provider may send
-        return _of_record(mend(call))
+        return encoded(mend(call))
 
 
 def _encoded(call: Row) -> msgspec.Raw:

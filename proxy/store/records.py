@@ -7,25 +7,33 @@ from typing import Any
 
 import msgspec
 from sqlalchemy import Dialect, select
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from proxy.clock import now_ms
+from proxy.content import ContentRecord
+from proxy.sample import HostSample
 from proxy.store import (
     breakers,
     catalog,
+    codes,
+    contents,
     costs,
     events,
     faults,
     health,
     limits,
+    positions,
     rests,
+    rollups,
     running,
     samples,
     windows,
 )
+from proxy.store.columns import Instant
 from proxy.store.events import EventRecord
-from proxy.store.tables import Instant, api_calls
+from proxy.store.positions import Moves
+from proxy.store.tables import api_calls
 from proxy.store.upsert import in_turn
 from proxy.types import (
     BreakerRecord,
@@ -33,15 +41,14 @@ from proxy.types import (
     CooldownRecord,
     CountRecord,
     FaultRecord,
-    HostSample,
     LiftRecord,
     ModelInfo,
     SwitchRecord,
 )
 
 _FIELDS = CallRecord.__struct_fields__
-_COST = _FIELDS.index("cost_nano_usd")
-COLUMNS = (*_FIELDS[:_COST], "cost_estimate_usd", *_FIELDS[_COST + 1 : -1])
+_COST = _FIELDS.index("cost_nano_usd")  # and the list price next to it
+COLUMNS = (*_FIELDS[:_COST], "cost_estimate_usd", "list_cost_usd", *_FIELDS[_COST + 2 : -1])
 """The columns that a CallRecord fills, in the order of its fields."""
 
 
@@ -58,6 +65,7 @@ class Batch:
         self.turns: list[BreakerRecord] = []
         self.models: list[ModelInfo] = []
         self.events: list[EventRecord] = []
+        self.contents: list[ContentRecord] = []
         for item in items:
             match item:
                 case CallRecord():
@@ -76,6 +84,8 @@ class Batch:
                     self.turns.append(item)
                 case EventRecord():
                     self.events.append(item)
+                case ContentRecord():
+                    self.contents.append(item)
                 case list():
                     self.models.extend(item)
                 case _:
@@ -89,15 +99,25 @@ class Ledger:
     def __init__(self, limit_windows: Mapping[str, Mapping[str, int]]) -> None:
         self._limit_windows = limit_windows
 
-    async def write(self, engine: AsyncEngine, items: Sequence[object]) -> None:
-        """Write the items in one transaction, or none of them."""
+    async def write(
+        self,
+        engine: AsyncEngine,
+        items: Sequence[object],
+        moves: Moves | None = None,
+        *,
+        keep: bool = True,
+    ) -> None:
+        """Write the items and ``moves`` in one transaction, or nothing at all. ``keep`` False: only
+        see whether that can be done."""
         batch = Batch(items)
-        async with engine.begin() as connection:
+        async with engine.connect() as connection:
+            await connection.begin()
             calls = await insert_calls(connection, batch.calls)
             await in_turn(connection)
             now = now_ms()
             await _run_on(connection, calls, now)
             await costs.add(connection, calls)
+            await rollups.add(connection, calls)
             await limits.save_headers(connection, calls, self._limit_windows)
             await rests.save_cooldowns(connection, batch.cooldowns)
             await rests.save_switches(connection, batch.switches)
@@ -105,8 +125,12 @@ class Ledger:
             await breakers.save(connection, batch.turns)
             await faults.save(connection, calls, batch.faults)
             await events.save(connection, batch.events)
+            await contents.save(connection, batch.contents)
             await catalog.save(connection, batch.models, now)
             await samples.save(connection, batch.samples)
+            await positions.move(connection, moves or {}, now)
+            if keep:
+                await connection.commit()
 
 
 async def _run_on(connection: AsyncConnection, calls: Sequence[CallRecord], now: int) -> None:
@@ -121,9 +145,9 @@ async def _run_on(connection: AsyncConnection, calls: Sequence[CallRecord], now:
 def row(record: CallRecord) -> tuple[Any, ...]:
     """The values of ``COLUMNS``."""
     values = msgspec.structs.astuple(record)
-    cost = values[_COST]
-    dollars = None if cost is None else cost / 1e9
-    return (*values[:_COST], dollars, *values[_COST + 1 : -1])
+    cost, listed = values[_COST : _COST + 2]
+    dollars = (None if cost is None else cost / 1e9, None if listed is None else listed / 1e9)
+    return (*values[:_COST], *dollars, *values[_COST + 2 : -1])
 
 
 async def insert_calls(
@@ -134,7 +158,7 @@ async def insert_calls(
         return calls
     if connection.dialect.name == "sqlite":
         # Past SQLAlchemy's handling of single values, which would cost more than the insert.
-        done = await connection.exec_driver_sql(_SQLITE_INSERT, [row(call) for call in calls])
+        done = await connection.exec_driver_sql(*_sqlite_insert(calls))
         if done.rowcount == len(calls):
             return calls
         # The transaction holds the lock for writing, so the newest rows are those of this batch.
@@ -153,12 +177,17 @@ async def insert_calls(
     return [call for call in calls if (call.request_id, call.attempt) in new]
 
 
-def _sqlite_insert() -> str:
-    statement = sqlite.insert(api_calls).on_conflict_do_nothing()
-    return str(statement.compile(dialect=sqlite.dialect(), column_keys=list(COLUMNS)))
-
-
-_SQLITE_INSERT = _sqlite_insert()
+def _sqlite_insert(calls: Sequence[CallRecord]) -> tuple[str, list[tuple[Any, ...]]]:
+    """The statement and its values, without the columns that no call fills: the driver is quick
+    with numbers and texts, and has to think about each None."""
+    nothing = (None,) * len(calls)
+    columns = zip(codes.COLUMNS, zip(*map(codes.packed, calls), strict=True), strict=True)
+    filled = {name: values for name, values in columns if values != nothing}
+    statement = (
+        f"INSERT INTO api_calls ({', '.join(filled)})"
+        f" VALUES ({', '.join('?' * len(filled))}) ON CONFLICT DO NOTHING"
+    )
+    return statement, list(zip(*filled.values(), strict=True))
 
 
 def _postgresql_insert() -> str:

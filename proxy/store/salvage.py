@@ -10,6 +10,7 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from proxy.store.address import reason
+from proxy.store.positions import Moves
 from proxy.store.records import Ledger
 from proxy.types import CallRecord
 
@@ -17,28 +18,44 @@ _LARGEST = 2**63 - 1
 _log = logging.getLogger("tollkeeper.store")
 
 
-async def write(ledger: Ledger, engine: AsyncEngine, items: Sequence[object]) -> int:
-    """Write the items; return how many the database will never take.
+async def write(
+    ledger: Ledger, engine: AsyncEngine, items: Sequence[object], moves: Moves | None = None
+) -> int:
+    """Write the items and ``moves`` in one transaction; how many the database will never take.
 
-    A batch with such an item is halved until it is alone. Numbers beyond 64 bits and characters
-    that no database stores, which a client or a provider may send, are then taken out of it.
+    Numbers beyond 64 bits and characters that no database stores, which a client or a provider may
+    send, are taken out of an item that has them; one that still cannot be stored is left out.
     Raises what else goes wrong, such as a locked database.
     """
     try:
-        await ledger.write(engine, items)
+        await ledger.write(engine, items, moves)
+        return 0
+    except Exception as error:
+        if not _is_data_fault(error):
+            raise
+    good = await _sifted(ledger, engine, items)
+    await ledger.write(engine, good, moves)
+    return len(items) - len(good)
+
+
+async def _sifted(ledger: Ledger, engine: AsyncEngine, items: Sequence[object]) -> list[object]:
+    """The items that can be stored, mended where need be: those that cannot are halved until each
+    is alone."""
+    try:
+        await ledger.write(engine, items, keep=False)
+        return list(items)
     except Exception as error:
         if not _is_data_fault(error):
             raise
         if len(items) > 1:
             middle = len(items) // 2
-            first = await write(ledger, engine, items[:middle])
-            return first + await write(ledger, engine, items[middle:])
+            first = await _sifted(ledger, engine, items[:middle])
+            return first + await _sifted(ledger, engine, items[middle:])
         mended = [mend(item) if isinstance(item, CallRecord) else item for item in items]
         if mended != list(items):
-            return await write(ledger, engine, mended)
+            return await _sifted(ledger, engine, mended)
         _log.error("a %s cannot be stored: %s", type(items[0]).__name__, reason(error))
-        return 1
-    return 0
+        return []
 
 
 def mend(record: CallRecord) -> CallRecord:

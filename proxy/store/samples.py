@@ -8,8 +8,8 @@ import msgspec
 from sqlalchemy import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from proxy.sample import HostSample
 from proxy.store.tables import gpu_metrics, system_metrics
-from proxy.types import HostSample
 
 
 async def save(connection: AsyncConnection, samples: Iterable[HostSample]) -> None:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import BigInteger, ColumnElement, Label, literal_column
 from sqlalchemy.ext.asyncio import AsyncConnection
-from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.sql.compiler import SQLCompiler
-from sqlalchemy.sql.functions import GenericFunction
 
 from proxy.store import metrics
-from proxy.store.filters import Filters, where
-from proxy.store.tables import api_calls
+from proxy.store.coverage import cover
+from proxy.store.filters import Filters
+from proxy.store.rollups import DAY, HOUR, MINUTE
+from proxy.store.sources import Asked
 
-BUCKETS = {"minute": 60_000, "hour": 3_600_000, "day": 86_400_000}
+BUCKETS = {"minute": MINUTE, "hour": HOUR, "day": DAY}
 """Their lengths, in milliseconds; all are aligned to UTC."""
 METRICS = (
     "requests",
@@ -31,26 +29,6 @@ MOST_POINTS = 10_000
 
 class TooManyPoints(Exception):
     """The buckets are too short for the window."""
-
-
-class bucket_of(GenericFunction[int]):
-    """The start of the bucket in which an instant lies, in UTC milliseconds."""
-
-    type = BigInteger()
-    inherit_cache = True
-
-
-@compiles(bucket_of, "sqlite")
-def _sqlite(element: bucket_of, compiler: SQLCompiler, **kw: Any) -> str:
-    instant, length = (compiler.process(clause, **kw) for clause in element.clauses)
-    return f"({instant} - {instant} % {length})"
-
-
-@compiles(bucket_of, "postgresql")
-def _postgresql(element: bucket_of, compiler: SQLCompiler, **kw: Any) -> str:
-    instant, length = (compiler.process(clause, **kw) for clause in element.clauses)
-    milliseconds = f"CAST(extract(epoch FROM {instant}) * 1000 AS BIGINT)"
-    return f"({milliseconds} - {milliseconds} % {length})"
 
 
 def blank(metric: str) -> dict[str, Any]:
@@ -73,23 +51,17 @@ async def series(
     starts = range(first, filters.end, length)
     if len(starts) > MOST_POINTS:
         raise TooManyPoints
-    by = [_start(length)]
-    conditions = where(api_calls, filters)
+    asked = Asked(filters, bucket=length)
+    pieces = await cover(connection, filters, length)
     if metric in metrics.DISTRIBUTIONS:
-        found = await metrics.distribution(connection, metric, conditions, by)
-        shares = {start: found.get((start,), metrics.NO_VALUES) for start in starts}
+        found = await metrics.distributions(connection, asked, pieces, (metric,))
+        shares = {start: found[metric].get((start,), metrics.NO_VALUES) for start in starts}
         return [_shares(start, values) for start, values in shares.items()]
-    sums = await metrics.totals(connection, conditions, by)
+    sums = await metrics.totals(connection, asked, pieces)
     return [
         {"timestamp": start, "value": sums.get((start,), metrics.NO_CALLS)[metric]}
         for start in starts
     ]
-
-
-def _start(length: int) -> Label[int]:
-    # Written out, not bound: PostgreSQL takes two bound values for two expressions to group by.
-    start: ColumnElement[int] = bucket_of(api_calls.c.timestamp, literal_column(str(length)))
-    return start.label("start")
 
 
 def _shares(start: int, values: dict[str, Any]) -> dict[str, Any]:

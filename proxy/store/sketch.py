@@ -1,70 +1,143 @@
 """A distribution in little memory: counts on a logarithmic scale, quantiles within 2 %.
 
-After DDSketch (Masson, Rim and Lee, 2019), which two sketches of the same scale can be added to.
+After DDSketch (Masson, Rim and Lee, 2019), of which two of the same scale can be added up. Written
+down, a sketch is a dump: where it begins on the scale and in how many bytes (1, 2, 4 or 8) a count
+is written, then a count for each step. To add up thousands of dumps, each becomes one large number,
+with 64 bits for each step.
 """
 
 from __future__ import annotations
 
 import math
+import struct
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from itertools import accumulate
 
 import msgspec
 
 _ERROR = 0.02
 _GROWTH = (1 + _ERROR) / (1 - _ERROR)
 _SCALE = 1 / math.log(_GROWTH)
-_SMALLEST = 1e-6
+_SMALLEST = 1e-4  # what is not larger counts as 0
+_LARGEST = 1e12
+_FIRST = math.ceil(math.log(_SMALLEST) * _SCALE)
+
+_HEAD = struct.Struct("<H")
+_COUNTS = [struct.Struct(f"<{size}") for size in "BHIQ"]
+_LANE = 64
 
 
-class Sketch(msgspec.Struct, omit_defaults=True):  # JSON knows no infinity
-    """Positive values, counted. ``low`` and ``high`` are exact, and so is the mean."""
+class Sketch(msgspec.Struct):
+    """Values from 0 on; ``counts`` tells how many lie on a step of the scale."""
 
-    count: int = 0
-    total: float = 0.0
-    low: float = math.inf
-    high: float = -math.inf
-    buckets: dict[int, int] = msgspec.field(default_factory=dict)
+    counts: dict[int, int] = msgspec.field(default_factory=dict)
 
     def add(self, value: float) -> None:
         """Count one value."""
-        self.count += 1
-        self.total += value
-        self.low = min(self.low, value)
-        self.high = max(self.high, value)
-        bucket = math.ceil(math.log(max(value, _SMALLEST)) * _SCALE)
-        self.buckets[bucket] = self.buckets.get(bucket, 0) + 1
+        step = _step(value)
+        self.counts[step] = self.counts.get(step, 0) + 1
+
+    def extend(self, values: Iterable[float]) -> None:
+        """Count many values."""
+        self.update(Sketch(Counter(map(_step, values))))
+
+    def update(self, other: Sketch) -> None:
+        """Count the values of another one."""
+        for step, count in other.counts.items():
+            self.counts[step] = self.counts.get(step, 0) + count
 
     def plus(self, other: Sketch) -> Sketch:
         """A new sketch with the values of both."""
-        buckets = dict(self.buckets)
-        for bucket, count in other.buckets.items():
-            buckets[bucket] = buckets.get(bucket, 0) + count
-        return Sketch(
-            self.count + other.count,
-            self.total + other.total,
-            min(self.low, other.low),
-            max(self.high, other.high),
-            buckets,
-        )
+        both = Sketch(dict(self.counts))
+        both.update(other)
+        return both
 
     @property
-    def mean(self) -> float | None:
-        """The average; None without values."""
-        return self.total / self.count if self.count else None
+    def count(self) -> int:
+        """How many values there are."""
+        return sum(self.counts.values())
 
-    def quantile(self, share: float) -> float | None:
-        """The value below which that share lies, interpolated linearly; None without values."""
-        if not self.count:
+    def quantiles(self, *shares: float) -> list[float]:
+        """For each share the value below which that much lies, interpolated linearly.
+
+        Without values there are none, and the list is empty.
+        """
+        if not self.counts:
+            return []
+        steps = sorted(self.counts)
+        ranks = list(accumulate(self.counts[step] for step in steps))
+        found = []
+        for share in shares:
+            place = share * (ranks[-1] - 1)
+            below = math.floor(place)
+            lower = _value(steps[bisect_right(ranks, below)])
+            upper = _value(steps[bisect_right(ranks, math.ceil(place))])
+            found.append(lower + (place - below) * (upper - lower))
+        return found
+
+    def onto(self, dump: bytes | None) -> bytes | None:
+        """What a dump becomes with these values too; None without any."""
+        if not self.counts:
+            return dump
+        if not dump:
+            return _dumped(self.counts)
+        return self._into(dump) or _dumped(self.plus(of_lanes(lanes(dump))).counts)
+
+    def _into(self, dump: bytes) -> bytes | None:
+        """The dump with its counts raised; None where there is no room for that."""
+        (head,) = _HEAD.unpack_from(dump)
+        first, form = head >> 2, _COUNTS[head & 3]
+        raised = bytearray(dump)
+        try:
+            for step, count in self.counts.items():
+                if step < first:
+                    return None
+                at = _HEAD.size + (step - first) * form.size
+                form.pack_into(raised, at, form.unpack_from(raised, at)[0] + count)
+        except struct.error:  # beyond the last step, or too much for so few bytes
             return None
-        place = share * (self.count - 1)
-        below = math.floor(place)
-        lower = self._at(below)
-        return lower + (place - below) * (self._at(math.ceil(place)) - lower)
+        return bytes(raised)
 
-    def _at(self, rank: int) -> float:
-        seen = 0
-        for bucket in sorted(self.buckets):
-            seen += self.buckets[bucket]
-            if seen > rank:
-                middle = 2 * _GROWTH**bucket / (_GROWTH + 1)
-                return min(max(middle, self.low), self.high)
-        return self.high
+
+def lanes(dump: bytes | None) -> int:
+    """The counts of a dump as one number: that of two together is their sum."""
+    if not dump:
+        return 0
+    head: int = _HEAD.unpack_from(dump)[0]
+    size = _COUNTS[head & 3].size
+    # Each byte goes to its place in a lane by slices: there is no faster way to spread them.
+    spread = bytearray((len(dump) - _HEAD.size) // size * 8)
+    for place in range(size):
+        spread[place::8] = dump[_HEAD.size + place :: size]
+    return int.from_bytes(spread, "little") << _LANE * (head >> 2)
+
+
+def of_lanes(lanes: int) -> Sketch:
+    """The sketch whose counts are in the number."""
+    first = max((lanes & -lanes).bit_length() - 1, 0) // _LANE
+    lanes >>= _LANE * first
+    size = -(-lanes.bit_length() // _LANE)
+    counts = struct.unpack(f"<{size}Q", lanes.to_bytes(size * 8, "little"))
+    return Sketch({first + place: count for place, count in enumerate(counts) if count})
+
+
+def _dumped(counts: Mapping[int, int]) -> bytes:
+    first, power = min(counts), ((max(counts.values()).bit_length() - 1) // 8).bit_length()
+    row = [0] * (max(counts) - first + 1)
+    for step, count in counts.items():
+        row[step - first] = count
+    form = f"<{len(row)}{_COUNTS[power].format[1:]}"
+    return _HEAD.pack(first << 2 | power) + struct.pack(form, *row)
+
+
+def _step(value: float) -> int:
+    if value <= _SMALLEST:
+        return 0
+    return math.ceil(math.log(min(value, _LARGEST)) * _SCALE) - _FIRST
+
+
+def _value(step: int) -> float:
+    """The middle of a step: no value on it is further away than the error."""
+    return 2 * _GROWTH ** (step + _FIRST) / (_GROWTH + 1) if step else 0.0

@@ -13,17 +13,15 @@ from sqlalchemy import Column, ColumnElement, Table, func, literal, select, tupl
 from proxy.store import costs
 from proxy.store.engine import Reader
 from proxy.store.pages import Row
+from proxy.store.tables import call_contents
 
 PAGE = 1000
+_LARGE = {call_contents: 50}
+"""Tables whose rows are so large that a page has fewer of them."""
 
 _INSTANTS = (
-    "timestamp",
-    "window_start",
-    "last_updated",
-    "updated_at",
-    "last_seen",
-    "date",
-    "until",
+    *("timestamp", "window_start", "last_updated", "updated_at", "last_seen", "date"),
+    *("created_at", "until", "start", "first_seen"),
 )
 
 
@@ -70,9 +68,10 @@ async def count(connection: Reader, span: Span) -> int:
 
 
 async def page(
-    connection: Reader, span: Span, after: Row | None = None, size: int = PAGE
+    connection: Reader, span: Span, after: Row | None = None, size: int | None = None
 ) -> list[Row]:
     """The next rows behind ``after``, oldest first; none if there are no more."""
+    size = size or _LARGE.get(span.table, PAGE)
     query = select(span.table).where(*span.conditions(after)).order_by(*span.key).limit(size)
     rows = [dict(row) for row in (await connection.execute(query)).mappings()]
     await connection.rollback()

@@ -7,6 +7,7 @@ tokens of the window over its length. Percentiles are within 2 %.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -27,11 +28,50 @@ Key = tuple[str, str, str, int, int]
 """Of a running figure: "tps", provider, model, minutes, start in UTC milliseconds."""
 
 
+class Figure(msgspec.Struct, omit_defaults=True):  # JSON knows no infinity
+    """What was measured of several calls. Mean, ``low`` and ``high`` are exact."""
+
+    count: int = 0
+    total: float = 0.0
+    low: float = math.inf
+    high: float = -math.inf
+    sketch: Sketch = msgspec.field(default_factory=Sketch)
+
+    def add(self, value: float) -> None:
+        """Count one value."""
+        self.count += 1
+        self.total += value
+        self.low = min(self.low, value)
+        self.high = max(self.high, value)
+        self.sketch.add(value)
+
+    def plus(self, other: Figure) -> Figure:
+        """A new figure with the values of both."""
+        return Figure(
+            self.count + other.count,
+            self.total + other.total,
+            min(self.low, other.low),
+            max(self.high, other.high),
+            self.sketch.plus(other.sketch),
+        )
+
+    @property
+    def mean(self) -> float | None:
+        """The average; None without values."""
+        return self.total / self.count if self.count else None
+
+    def quantiles(self, *shares: float) -> list[float | None]:
+        """For each share the value below which that much lies; None without values."""
+        if not self.count:
+            return [None] * len(shares)
+        return [min(max(value, self.low), self.high) for value in self.sketch.quantiles(*shares)]
+
+
 class Window(msgspec.Struct):
     """What is known of the calls of one window."""
 
-    speed: Sketch = msgspec.field(default_factory=Sketch)
-    ttft: Sketch = msgspec.field(default_factory=Sketch)
+    speed: Figure = msgspec.field(default_factory=Figure)
+    ttft: Figure = msgspec.field(default_factory=Figure)
     output_tokens: int = 0
 
     def add(self, speed: float | None, ttft: float | None, output_tokens: int | None) -> None:
@@ -53,21 +93,23 @@ class Window(msgspec.Struct):
     def row(self, key: Key) -> dict[str, Any]:
         """The row of ``tps_metrics``."""
         _, provider, model, minutes, start = key
+        median, high = self.speed.quantiles(0.50, 0.95)
+        [slow] = self.ttft.quantiles(0.95)
         return {
             "provider": provider,
             "model": model,
             "window_minutes": minutes,
             "window_start": start,
             "tps": self.speed.mean,
-            "tps_p50": self.speed.quantile(0.50),
-            "tps_p95": self.speed.quantile(0.95),
+            "tps_p50": median,
+            "tps_p95": high,
             "tps_min": self.speed.low,
             "tps_max": self.speed.high,
             "sample_count": self.speed.count,
             "output_tokens": self.output_tokens,
             "aggregate_tps": self.output_tokens / (minutes * 60),
             "avg_ttft_ms": self.ttft.mean,
-            "p95_ttft_ms": self.ttft.quantile(0.95),
+            "p95_ttft_ms": slow,
         }
 
 

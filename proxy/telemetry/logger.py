@@ -11,13 +11,14 @@ from types import TracebackType
 from typing import Any, Self
 
 from proxy.clock import now_ms
+from proxy.content import MAX_BYTES, ContentRecord, seal
 from proxy.redact import Redactor
 from proxy.store import calls, groups, state
 from proxy.store.address import SchemaError, StoreError
 from proxy.store.engine import Store
 from proxy.store.filters import Filters
 from proxy.telemetry.dates import Moment, window
-from proxy.telemetry.record import InvocationRecord, call, level
+from proxy.telemetry.record import InvocationRecord, call, content, level
 from proxy.telemetry.scribe import Scribe
 from proxy.types import CallRecord
 
@@ -54,7 +55,8 @@ class TelemetryLogger:
 
     ``db_path`` is a file (``~`` is expanded, folders are made) or the address of a PostgreSQL, as
     in ``telemetry.database_url``. The database is created or migrated here: SchemaError if a newer
-    version made it. With ``privacy_level`` none, nothing is opened, made or kept.
+    version made it. With ``privacy_level`` none, nothing is opened, made or kept; with full,
+    prompts and responses are kept too, in a table of their own.
 
     ``log_invocation`` hands the record to a thread and returns. A database that cannot be written
     is tried again and told in the log ``tollkeeper.telemetry``; the program hears of it only if it
@@ -77,6 +79,7 @@ class TelemetryLogger:
     ) -> None:
         level("privacy_level", privacy_level)
         self._keeps = enabled and privacy_level != "none"
+        self._full = privacy_level == "full"
         place = str(db_path)
         url = place if "://" in place else f"sqlite+aiosqlite:///{Path(place).expanduser()}"
         self._strict = strict
@@ -104,12 +107,18 @@ class TelemetryLogger:
         """Record an invocation. One whose id has been recorded before is left out."""
         if not self._keeps or record.privacy_level == "none":
             return
-        row = call(record, now=now_ms(), redact=self._redact)
+        full = self._full and record.privacy_level in (None, "full")
+        applied = "full" if full else "metadata"
+        row = call(record, now=now_ms(), redact=self._redact, level=applied)
+        said = content(row, record.prompt, record.response) if full else None
+        sealed = None if said is None else seal(said, self._redact.whole, MAX_BYTES)
         if self._strict:
-            self._here().ask(lambda store: _write(store, row))
+            self._here().ask(lambda store: _write(store, row, sealed))
             return
         try:
             self._here().put(row)
+            if sealed is not None:
+                self._here().put(sealed)
         except StoreError as error:
             _log.error("an invocation is lost: %s", error)
 
@@ -219,12 +228,12 @@ async def _nothing(_: Store) -> None:
     """To have it opened."""
 
 
-async def _write(store: Store, row: CallRecord) -> None:
+async def _write(store: Store, row: CallRecord, sealed: ContentRecord | None) -> None:
     async with store.reader() as connection:
         if await calls.request(connection, row.request_id):
             raise DuplicateInvocation(f"the invocation {row.request_id} has been recorded")
     refused = store.refused
-    await store.write([row])
+    await store.write([row] if sealed is None else [row, sealed])
     if store.refused > refused:
         raise StoreError(f"the database does not take the invocation {row.request_id}")
 

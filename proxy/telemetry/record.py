@@ -11,14 +11,16 @@ from typing import Any
 import msgspec
 
 from proxy.clock import new_id
+from proxy.content import Content
 from proxy.errors import ErrorReason
+from proxy.metering.echo import without_echo
 from proxy.metering.pricing import nano_dollars
 from proxy.redact import shorten
 from proxy.store.tables import STATUSES
 from proxy.telemetry.dates import moment
 from proxy.types import CallRecord
 
-LEVELS = ("metadata", "none")
+LEVELS = ("metadata", "full", "none")
 
 _LARGEST = 2**63 - 1
 _COUNTS = (
@@ -30,14 +32,15 @@ _UNTOLD: dict[str, Any] = dict.fromkeys(CallRecord.__struct_fields__[:-1])
 
 
 class InvocationRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One invocation. What is not known is None, never 0; no text of prompt or answer has a place.
+    """One invocation. What is not known is None, never 0.
 
     ``timestamp`` is when the call began, ``latency_ms`` how long it took, by a clock that never
     steps back; without a timestamp it is taken to end as it is logged. Counts are inclusive: cached
     tokens are inside the prompt, reasoning inside the completion. ``status`` is success, error,
-    timeout, cancelled or rejected, ``error_reason`` one of ``ErrorReason``. ``privacy_level`` is
-    the logger's unless it says none: such a record is not kept. ValueError where a value cannot
-    be: the program has a mistake.
+    timeout, cancelled or rejected, ``error_reason`` one of ``ErrorReason``. ``privacy_level`` may
+    be lower than the logger's: with none the record is not kept. ``prompt`` and ``response`` are
+    kept at the level full, and dropped at any other. ValueError where a value cannot be: the
+    program has a mistake.
     """
 
     invocation_id: str = msgspec.field(default_factory=new_id)
@@ -61,6 +64,8 @@ class InvocationRecord(msgspec.Struct, frozen=True, kw_only=True):
     time_to_first_token_ms: float | None = None
     session_id: str | None = None
     trace_id: str | None = None
+    prompt: str | None = None
+    response: str | None = None
 
     def __post_init__(self) -> None:
         _one_of("status", self.status, STATUSES)
@@ -80,10 +85,25 @@ class InvocationRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def level(name: str, value: str) -> None:
-    """ValueError unless the privacy level is one that is kept to."""
-    if value == "full":
-        raise ValueError(f"{name}: full is not for this; accepted: {', '.join(LEVELS)}")
+    """ValueError unless the privacy level is one that there is."""
     _one_of(name, value, LEVELS)
+
+
+def content(row: CallRecord, prompt: str | None, response: str | None) -> Content | None:
+    """What the call of a row said; None: nothing."""
+    if prompt is None and response is None:
+        return None
+    request = None if prompt is None else prompt.encode("utf-8", "replace")
+    answer = None if response is None else response.encode("utf-8", "replace")
+    return Content(
+        request_id=row.request_id,
+        attempt=row.attempt,
+        timestamp=row.timestamp,
+        request=request,
+        request_length=None if request is None else len(request),
+        answer=answer,
+        answer_length=None if answer is None else len(answer),
+    )
 
 
 def call(
@@ -93,8 +113,9 @@ def call(
     endpoint: str = "python",
     client_id: str | None = None,
     redact: Callable[[str], str],
+    level: str = "metadata",
 ) -> CallRecord:
-    """The row. ``now`` is UTC milliseconds."""
+    """The row. ``now`` is UTC milliseconds, ``level`` what holds for it."""
     latency = None if record.latency_ms is None else float(record.latency_ms)
     took = math.ceil(latency or 0)
     start = max(0, now - took) if record.timestamp is None else moment(record.timestamp)
@@ -102,6 +123,8 @@ def call(
     if total is None and given is not None and made is not None:
         total = given + made
     message = record.error_message
+    if message is not None:
+        message = shorten(_without_words(record, redact(message)))
     told = {
         "request_id": str(record.invocation_id),
         "attempt": 1,
@@ -120,7 +143,7 @@ def call(
         "is_stream": record.time_to_first_token_ms is not None,
         "status": record.status,
         "error_reason": _reason(record),
-        "error_message": None if message is None else shorten(redact(message)),
+        "error_message": message,
         "response_time_ms": latency,
         "total_duration_ms": latency,
         "time_to_first_token_ms": record.time_to_first_token_ms,
@@ -133,9 +156,15 @@ def call(
         "usage_source": "none" if given is None and made is None and total is None else "provider",
         "cost_nano_usd": nano_dollars(record.cost_usd),
         "cost_source": "none" if record.cost_usd is None else "provider",
-        "privacy_level": "metadata",
+        "privacy_level": level,
     }
     return CallRecord(**_UNTOLD | told)
+
+
+def _without_words(record: InvocationRecord, message: str) -> str:
+    """A message without what it quotes of the call, as far as that was told."""
+    said = "\0".join(filter(None, (record.prompt, record.response)))
+    return without_echo(message, said.encode("utf-8", "replace")) if said else message
 
 
 def _reason(record: InvocationRecord) -> str | None:

@@ -15,6 +15,7 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from proxy.clock import monotonic
+from proxy.content import MAX_WAITING, ContentRecord
 from proxy.store.address import StoreError
 from proxy.store.engine import Store
 
@@ -42,6 +43,7 @@ class Scribe:
         self._changed = threading.Condition()
         self._hurry = False
         self._deadline: float | None = None  # set when it is closing
+        self._held = 0  # bytes of contents that wait
         self._taken = self._done = self._recorded = self._dropped = self._failures = 0
         self._last_error: str | None = None
         self._thread = threading.Thread(target=self._work, name="tollkeeper", daemon=True)
@@ -60,14 +62,17 @@ class Scribe:
     def put(self, row: object) -> None:
         """Have a row written; never waits and never raises. Beyond ``capacity`` it is lost,
         counted and told in the log."""
+        size = row.size if isinstance(row, ContentRecord) else 0
         with self._changed:
-            if self._closing or len(self._rows) >= self._capacity:
+            full = len(self._rows) >= self._capacity or self._held + size > MAX_WAITING
+            if self._closing or full:
                 if not self._dropped:
                     why = "it is closed" if self._closing else f"{len(self._rows)} wait already"
                     _log.error("rows are lost: %s", why)
                 self._dropped += 1
                 return
             self._rows.append(row)
+            self._held += size
             self._taken += 1
             self._changed.notify_all()
 
@@ -142,6 +147,7 @@ class Scribe:
         _log.error("%d rows are lost: %s", len(self._rows), self._last_error)
         self._dropped += len(self._rows)
         self._rows.clear()
+        self._held = 0
         self._done = self._taken
         self._changed.notify_all()
 
@@ -165,7 +171,9 @@ class Scribe:
             for _ in batch:
                 self._rows.popleft()
             self._done += len(batch)
-            self._recorded += len(batch) - (self._store.refused - refused)
+            contents = [item.size for item in batch if isinstance(item, ContentRecord)]
+            self._held -= sum(contents)
+            self._recorded += len(batch) - len(contents) - (self._store.refused - refused)
             self._changed.notify_all()
         return True
 

@@ -8,10 +8,12 @@ import pytest
 
 from proxy.api import auth
 from proxy.api.auth import Door
+from proxy.clients import Keyring
 from proxy.types import Caller
 from tests.wire import Client
 
 KEY = "tk-\u00e9-secret"
+RING = Keyring(b"pepper")
 
 
 class Inside:
@@ -37,6 +39,7 @@ class Entrance:
         self.door = Door(
             self.inside,
             master_key=key,
+            keyring=RING,
             named_elsewhere=["/v1/chat/completions"],
             turned_away=self.count,
             state="state",
@@ -104,7 +107,7 @@ async def test_whoever_has_no_key_is_turned_away(
     assert (client.status, error["code"]) == (status, code)
     assert header(client, b"www-authenticate") == ([b"Bearer"] if status == 401 else [])
     assert header(client, b"content-length") == [b"%d" % len(client.body)]
-    assert len(header(client, b"x-request-id")[0]) == 26
+    assert len(header(client, b"x-request-id")[0]) == 18
     assert KEY not in client.body.decode()
 
 

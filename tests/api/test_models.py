@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import httpx
 import pytest
@@ -8,7 +9,8 @@ from fastapi import FastAPI
 
 from proxy.api.errors import install
 from proxy.api.models import models_router
-from proxy.types import ModelInfo
+from proxy.clients import Client
+from proxy.types import Caller, ModelInfo, Target
 
 LISTED = [
     ModelInfo(
@@ -21,23 +23,35 @@ LISTED = [
 
 
 @pytest.fixture
-def names() -> list[str]:
+def names() -> dict[str, list[Target]]:
     """The aliases; a reload may change them."""
-    return ["fast", "our/fast"]
+    return {"fast": [Target("lab", "small")], "our/fast": [Target("other", "fast")]}
 
 
 @pytest.fixture
-async def client(names: list[str]) -> AsyncIterator[httpx.AsyncClient]:
+def who() -> list[Caller]:
+    """Who asks, the last of them."""
+    return [Caller("master")]
+
+
+@pytest.fixture
+async def client(
+    names: dict[str, list[Target]], who: list[Caller]
+) -> AsyncIterator[httpx.AsyncClient]:
     async def listed() -> list[ModelInfo]:
         return LISTED
 
-    def aliases() -> list[str]:
+    def aliases() -> dict[str, list[Target]]:
         return names
 
     app = FastAPI()
     install(app)
     app.include_router(models_router(aliases, listed))
-    transport = httpx.ASGITransport(app)
+
+    async def let_in(scope: Any, receive: Any, send: Any) -> None:
+        await app({**scope, "caller": who[-1]}, receive, send)
+
+    transport = httpx.ASGITransport(let_in)
     async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
         yield client
 
@@ -59,10 +73,11 @@ async def test_all_lists_are_one_with_the_aliases_first(client: httpx.AsyncClien
 
 
 async def test_aliases_are_those_that_there_are_now(
-    client: httpx.AsyncClient, names: list[str]
+    client: httpx.AsyncClient, names: dict[str, list[Target]]
 ) -> None:
     assert (await client.get("/v1/models/slow")).status_code == 404
-    names[:] = ["slow"]
+    names.clear()
+    names["slow"] = []
     assert (await client.get("/v1/models/slow")).json()["owned_by"] == "tollkeeper"
     assert (await client.get("/v1/models")).json()["data"][0]["id"] == "slow"
     assert (await client.get("/v1/models/our/fast")).status_code == 404
@@ -104,3 +119,23 @@ async def test_a_model_that_is_not_there_is_404(client: httpx.AsyncClient, name:
     error = answer.json()["error"]
     assert (answer.status_code, error["code"]) == (404, "model_not_found")
     assert len(error["message"]) < 300
+
+
+@pytest.mark.parametrize(
+    ("may", "shown"),
+    [
+        ({"models": ("lab/*",)}, ["fast", "lab/vendor/big", "lab/small"]),
+        ({"models": ("our/fast",)}, ["our/fast"]),
+        ({"providers": ("other",)}, ["our/fast", "other/small", "other/fast"]),
+        ({"models": ("none",)}, []),
+    ],
+)
+async def test_a_client_sees_what_it_may_use(
+    client: httpx.AsyncClient, who: list[Caller], may: dict[str, Any], shown: list[str]
+) -> None:
+    who.append(Caller("ck-1", Client(id="ck-1", name="ann", created_at=1, **may)))
+    listed = (await client.get("/v1/models")).json()["data"]
+    assert [each["id"] for each in listed] == shown
+    for name in ("our/fast", "lab/small", "other/small"):
+        found = (await client.get(f"/v1/models/{name}")).status_code
+        assert found == (200 if name in shown else 404)

@@ -9,17 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 from fastapi import FastAPI
 
 from proxy.api import errors, stats
 from proxy.clock import now_ms, rfc3339
+from proxy.sample import GpuSample, HostSample
 from proxy.store.address import parse
 from proxy.store.engine import Store
 from proxy.store.events import EventRecord
+from proxy.store.filters import Filters
 from proxy.store.migrate import migrate
 from proxy.store.recent import Recent
-from proxy.types import BreakerRecord, CooldownRecord, GpuSample, HostSample
+from proxy.types import BreakerRecord, CooldownRecord
 from tests.store.rows import call, failed
 
 HOUR = 3_600_000
@@ -92,12 +95,24 @@ async def store(migrated: Path, tmp_path: Path) -> AsyncIterator[Store]:
     await store.close()
 
 
+class Memory:
+    def __init__(self, calls: Recent) -> None:
+        self._calls = calls
+
+    async def recorder(self) -> dict[str, Any]:
+        return RECORDER
+
+    async def keys(self) -> list[dict[str, Any]]:
+        return KEYS
+
+    async def recent(self, filters: Filters, limit: int) -> list[msgspec.Raw]:
+        return self._calls.newest(filters, limit)
+
+
 def client_of(store: Store, recent: Recent | None = None) -> httpx.AsyncClient:
     app = FastAPI()
     errors.install(app)
-    app.include_router(
-        stats.stats_router(store, lambda: RECORDER, lambda: KEYS, recent or Recent())
-    )
+    app.include_router(stats.stats_router(store, Memory(recent or Recent())))
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway")
 
 

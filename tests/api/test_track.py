@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
-from proxy.api import track
+from proxy.api import body, track
 from proxy.types import CallRecord
 from tests.gateway import Gateway, lab
 from tests.upstream import Upstream
@@ -73,7 +73,7 @@ async def test_what_is_not_told_is_unknown_and_the_id_is_made(gateway: Gateway) 
     answer = await tell(gateway, "inference", provider="lab", model="unpriced")
     row = await gateway.row()
     assert row["request_id"] == answer.json()["id"]
-    assert len(row["request_id"]) == 26
+    assert len(row["request_id"]) == 18
     unknown = ("input_tokens", "cost_estimate_usd", "response_time_ms", "temperature", "client_id")
     assert [row[name] for name in unknown] == [None] * 5
     assert (row["status"], row["usage_source"], row["cost_source"]) == ("success", "none", "none")
@@ -182,7 +182,7 @@ GOOD: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize(
     ("what", "wrong", "param"),
     [
-        ("inference", {"prompt": CANARY}, "prompt"),
+        ("inference", {"prompt": CANARY + "\0"}, "prompt"),
         ("inference", {"messages": [{"role": "user", "content": CANARY}]}, "messages"),
         ("inference", {"metadata": {"answer": CANARY}}, "metadata"),
         ("inference", {"model": None}, "model"),
@@ -230,7 +230,7 @@ async def test_what_is_no_object_is_refused(gateway: Gateway, body: bytes) -> No
 
 
 async def test_a_body_that_is_too_long_is_refused(gateway: Gateway) -> None:
-    answer = await gateway.client.post("/track/error", content=b" " * (track.MAX_BODY + 1))
+    answer = await gateway.client.post("/track/error", content=b" " * (body.MAX_BODY + 1))
     assert answer.status_code == 413
 
 
@@ -248,6 +248,45 @@ async def test_a_key_is_needed_where_one_is_set(start: Start, upstream: Upstream
         assert row["client_id"] == "master"
 
 
+@pytest.mark.parametrize(
+    ("level", "header", "kept"),
+    [("full", "full", True), ("full", "metadata", False), ("metadata", "full", False)],
+)
+async def test_what_was_said_is_kept_at_full_alone(
+    start: Start, upstream: Upstream, level: str, header: str, kept: bool
+) -> None:
+    """S3-38."""
+    gateway = await start(
+        {"providers": {"lab": lab(upstream.url)}, "telemetry": {"privacy_level": level}}
+    )
+    said = {"prompt": CANARY, "response": "Ho"}
+    if kept:
+        said["response"] = "Ho " * 50_000
+    answer = await gateway.client.post(
+        "/track/inference",
+        json={**GOOD["inference"], **said},
+        headers={"x-tollkeeper-privacy": header},
+    )
+    assert answer.status_code == 201
+    row = await gateway.row()
+    assert row["privacy_level"] == ("full" if kept else "metadata")
+    if not kept:
+        assert gateway.select("SELECT * FROM call_contents") == []
+        return
+    await gateway.rows(1, "SELECT * FROM call_contents")
+    path = f"/stats/calls/{answer.json()['id']}/content"
+    found = (await gateway.client.get(path)).json()
+    assert (found["request"], found["answer"]) == (CANARY, said["response"])
+
+
+async def test_full_takes_longer_bodies_and_not_any(start: Start, upstream: Upstream) -> None:
+    gateway = await start(
+        {"providers": {"lab": lab(upstream.url)}, "telemetry": {"privacy_level": "full"}}
+    )
+    answer = await tell(gateway, "inference", **GOOD["inference"], prompt="x" * track.MAX_FULL_BODY)
+    assert answer.status_code == 413
+
+
 @pytest.mark.parametrize("off", [{"privacy_level": "none"}, {"enabled": False}])
 async def test_where_nothing_is_kept_nothing_is_promised(
     start: Start, upstream: Upstream, off: dict[str, Any]
@@ -260,5 +299,5 @@ async def test_where_nothing_is_kept_nothing_is_promised(
 
 
 def test_every_member_of_an_inference_is_a_field_or_a_column() -> None:
-    names = track.Inference.model_fields.keys() - {"cost_usd"}
+    names = track.Inference.model_fields.keys() - {"cost_usd", "prompt", "response"}
     assert names <= set(CallRecord.__struct_fields__)

@@ -39,6 +39,9 @@ PAIRS = [
     ("groq", "whisper-large-v3"),
     ("perplexity", "sonar"),
     ("cerebras", "qwen-3-coder-480b"),
+    ("openai", "gpt-realtime"),
+    ("google", "gemini-2.5-flash-image"),
+    ("openrouter", "perplexity/sonar-deep-research"),
 ]
 Answers = dict[tuple[str, str], Rates | None]
 USED = Usage(input_tokens=1000, output_tokens=500)
@@ -76,6 +79,17 @@ def test_gemini_by_address(answers: Answers) -> None:
         answers, "https://generativelanguage.googleapis.com/v1beta/openai", "gemini-2.5-flash"
     )
     assert (rates.input, rates.output) == (300_000_000, 2_500_000_000)
+
+
+def test_sound_images_and_reasoning_have_rates_where_they_are_listed(answers: Answers) -> None:
+    sound = known(answers, "openai", "gpt-realtime")
+    assert sound.input_audio is not None
+    assert sound.output_audio is not None
+    assert sound.input_audio > (sound.input or 0)
+    image = known(answers, "google", "gemini-2.5-flash-image")
+    assert (image.output, image.output_image) == (2_500_000_000, 30_000_000_000)
+    research = known(answers, "openrouter", "perplexity/sonar-deep-research")
+    assert (research.output, research.reasoning) == (8_000_000_000, 3_000_000_000)
 
 
 def test_openrouter_and_cloudflare(answers: Answers) -> None:

@@ -2,18 +2,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
+from proxy.content import Content
 from proxy.errors import ErrorReason, GatewayError
+from proxy.metering import attempt as attempts
 from proxy.metering import meter as module
-from proxy.metering.meter import MAX_METADATA, Asked, Attempt, Attribution, Books, Meter, percentile
+from proxy.metering.admission import INTERRUPTED
+from proxy.metering.attempt import Asked, Attempt, Attribution
+from proxy.metering.echo import UNTOLD
+from proxy.metering.meter import MAX_METADATA, Books, Meter
 from proxy.metering.pricing import Quote
 from proxy.metering.tap import BodyTap, StreamTap
-from proxy.providers.base import count
+from proxy.providers.usage import count
 from proxy.types import CallRecord, Fault, Target, Usage
 from tests.upstream import event, usage_event
 
@@ -39,6 +44,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(module, "monotonic", clock)
     monkeypatch.setattr(module, "now_ms", clock.wall)
+    monkeypatch.setattr(attempts, "now_ms", clock.wall)
     return clock
 
 
@@ -65,7 +71,9 @@ class Bench:
         )
         self.meter.asked = ASKED
 
-    def quote(self, provider: str, model: str, usage: Usage | None) -> Quote | None:
+    def quote(
+        self, provider: str, model: str, usage: Usage | None, key: str | None
+    ) -> Quote | None:
         self.quoted.append((provider, model, usage))
         return self.quote_
 
@@ -173,31 +181,6 @@ def test_a_body_has_no_first_token(bench: Bench, clock: Clock) -> None:
     assert row.response_length == 3
     assert [row.time_to_first_token_ms, row.tokens_per_second, row.chunk_count] == [None] * 3
     assert [row.inter_token_avg_ms, row.max_stall_ms] == [None] * 2
-
-
-@pytest.mark.parametrize(
-    ("ordered", "share", "value"),
-    [
-        ([5], 0.5, 5),
-        ([5], 0.95, 5),
-        ([1, 2], 0.5, 1.5),
-        ([1, 2, 3], 0.5, 2),
-        ([1, 2, 3, 4], 0.95, 3.85),
-        ([10, 20, 30, 40, 50], 0.25, 20),
-        ([1, 2, 3], 0, 1),
-        ([1, 2, 3], 1, 3),
-    ],
-)
-def test_percentiles_are_interpolated(ordered: list[float], share: float, value: float) -> None:
-    assert percentile(ordered, share) == pytest.approx(value)
-
-
-@settings(deadline=None)
-@given(st.lists(st.floats(0, 1e6), min_size=1).map(sorted), st.floats(0, 1))
-def test_a_percentile_lies_among_the_values(ordered: list[float], share: float) -> None:
-    value = percentile(ordered, share)
-    assert ordered[0] <= value or value == pytest.approx(ordered[0])
-    assert value <= ordered[-1] or value == pytest.approx(ordered[-1])
 
 
 # Which rows are written.
@@ -425,7 +408,7 @@ def test_a_price_that_is_not_known_yet_is_left_to_the_writer(bench: Bench) -> No
         (Usage(output_tokens=2), 0.5, False, 2),
         (Usage(output_tokens=1), 1.0, False, None),
         (Usage(output_tokens=11), 0.0, False, None),
-        (Usage(output_tokens=None), 1.0, False, None),
+        (Usage(input_tokens=1, output_tokens=None), 1.0, False, None),
         (Usage(output_tokens=21, hidden_tokens=10), 2.0, False, 5),
         (Usage(output_tokens=21, reasoning_tokens=10), 2.0, False, 5),
         (Usage(output_tokens=21, reasoning_tokens=10), 2.0, True, 10),
@@ -543,6 +526,32 @@ def test_however_a_drain_ends_its_call_was_cancelled(bench: Bench, end: Any) -> 
     assert (row.error_reason, row.error_message) == ("client_closed", "the client left")
 
 
+def test_an_attempt_is_admitted_with_what_its_row_would_have(bench: Bench, clock: Clock) -> None:
+    admitted: list[CallRecord] = []
+    journal: Any = SimpleNamespace(admit=admitted.append)
+    bench.meter._books = msgspec.structs.replace(bench.meter._books, journal=journal)
+    attempt = bench.attempt()
+    assert not attempt.admitted
+    bench.meter.admit(attempt)
+    assert attempt.admitted
+    clock.now += 1
+    attempt.fault = Fault(ErrorReason.INTERRUPTED, INTERRUPTED)
+    bench.meter.close(None, None)
+    (row,) = admitted
+    known = [name for name in CallRecord.__struct_fields__ if getattr(row, name) is not None]
+    later = {"finished_at", "cost_source"}  # known once it has ended
+    assert {name: getattr(row, name) for name in known if name not in later} == {
+        name: getattr(bench.row, name) for name in known if name not in later
+    }
+
+
+def test_a_call_that_may_not_be_made_says_why_in_its_row(bench: Bench) -> None:
+    bench.attempt()
+    bench.meter.refuse(GatewayError(503, "not written down", ErrorReason.INTERNAL))
+    assert (bench.row.status, bench.row.error_reason) == ("error", "internal")
+    assert bench.row.error_message == "not written down"
+
+
 def test_there_is_nothing_to_read_on_where_no_upstream_is_at_work(bench: Bench) -> None:
     assert not bench.meter.leave()  # no attempt was made
     bench.attempt()
@@ -568,3 +577,59 @@ def test_a_drained_stream_s_speed_leaves_thoughts_out(bench: Bench, clock: Clock
     attempt.tap.feed(event(finish="stop", usage=usage), clock.now)
     bench.meter.close("success", 200)
     assert (bench.row.usage_source, bench.row.tokens_per_second) == ("drained", 1.0)
+
+
+# What was said.
+
+
+def test_an_error_message_says_nothing_that_the_request_said(bench: Bench) -> None:
+    bench.meter.request = b'{"messages": [{"role": "user", "content": "where is the gold hidden"}]}'
+    bench.fail(ErrorReason.INVALID_REQUEST, "sk-1 cannot read: where is the gold hidden?")
+    bench.meter.close(None, 400)
+    assert bench.row.error_message == "*** cannot read: […]?"
+
+
+def test_once_the_request_is_forgotten_nothing_can_be_told_from_it(bench: Bench) -> None:
+    bench.meter.request = b"{}"
+    assert bench.meter.hide("a message that is long") == "a message that is long"
+    bench.meter.forget()
+    assert bench.meter.request is None
+    assert bench.meter.hide("a message that is long") == UNTOLD
+    bench.fail(ErrorReason.TRUNCATED, "what we say ourselves stays as it is")
+    bench.meter.close(None, 200)
+    assert bench.row.error_message == "what we say ourselves stays as it is"
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_a_content_goes_beside_its_final_record_where_it_is_kept(
+    bench: Bench, clock: Clock, private: bool
+) -> None:
+    told: list[Content] = []
+    books = Books(bench.records.append, bench.quote, str, "full", content=told.append, most=100)
+    bench.meter = meter = Meter(books, "ID", "/v1", None, Attribution(private=private), clock.now)
+    meter.request = b"what was asked"
+    bench.fail(ErrorReason.SERVER_ERROR, "on what was asked")
+    second = bench.attempt()
+    if second.transcript is not None:
+        second.transcript.whole(b"{}")
+    meter.forget()
+    meter.close("success", 200)
+    meter.close("success", 200)
+    levels = [record.privacy_level for record in bench.records]
+    assert levels == ["metadata" if private else "full"] * 2
+    if private:
+        assert (told, second.transcript) == ([], None)
+        return
+    [content] = told
+    assert (content.request_id, content.attempt) == ("ID", 2)
+    assert content.timestamp == bench.records[1].timestamp
+    assert (content.request, content.request_length) == (b"what was asked", 14)
+    assert (content.answer, content.answer_length) == (b"{}", 2)
+
+
+def test_a_request_that_never_arrived_has_no_content(bench: Bench, clock: Clock) -> None:
+    told: list[Content] = []
+    books = Books(bench.records.append, bench.quote, str, "full", content=told.append, most=100)
+    meter = Meter(books, "ID", "/v1", None, Attribution(), clock.now)
+    meter.refuse(GatewayError(413, "too long", ErrorReason.TOO_LARGE))
+    assert (len(bench.records), told) == (1, [])

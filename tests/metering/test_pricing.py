@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.metering import pricing
-from proxy.metering.pricing import Pair, Prices, Quote, Rates, Tier, cost, nano_dollars
+from proxy.metering.pricing import Free, Pair, Prices, Quote, Rates, Tier, cost, nano_dollars
 from proxy.types import Usage
 
 LLAMA = Rates(input=590_000_000, output=790_000_000)
@@ -24,6 +24,28 @@ class Entry(msgspec.Struct):
     output: Decimal | float | None = None
     cached_input: Decimal | float | None = None
     cache_write: Decimal | float | None = None
+    input_audio: Decimal | float | None = None
+    output_audio: Decimal | float | None = None
+
+
+FREE = Quote(0, "config", "config")
+
+
+def configured(cost: int, listed: int | None = None) -> Quote:
+    """A quote of the table, whatever its version."""
+    return Quote(cost, "config", None, listed)
+
+
+class Book(Prices):
+    """Prices whose quotes by the table leave the digest out, which has a test of its own."""
+
+    def quote(
+        self, provider: str, model: str, usage: Usage | None, key: str | None = None
+    ) -> Quote | None:
+        quote = super().quote(provider, model, usage, key)
+        if quote is None or not (quote.price_version or "").startswith("config "):
+            return quote
+        return msgspec.structs.replace(quote, price_version=None)
 
 
 class Catalogue:
@@ -98,6 +120,36 @@ def test_more_cached_tokens_than_input_are_held_to_the_input() -> None:
     rates = Rates(input=9_000_000, output=0, cache_read=1_000_000, cache_write=5_000_000)
     usage = Usage(input_tokens=10, cached_tokens=70, cache_write_tokens=70, output_tokens=0)
     assert cost(usage, rates) == 10
+
+
+def test_shares_of_sound_and_images_have_rates_of_their_own() -> None:
+    rates = Rates(
+        input=1_000_000,
+        output=2_000_000,
+        input_audio=10_000_000,
+        input_image=3_000_000,
+        output_audio=20_000_000,
+        output_image=30_000_000,
+        reasoning=1_000_000,
+    )
+    usage = Usage(
+        input_tokens=100,
+        input_audio_tokens=10,
+        input_image_tokens=20,
+        output_tokens=50,
+        output_audio_tokens=5,
+        output_image_tokens=1,
+        reasoning_tokens=4,
+    )
+    assert cost(usage, rates) == (70 + 100 + 60) + (80 + 100 + 30 + 4)
+    plain = Rates(input=1_000_000, output=2_000_000)
+    assert cost(usage, plain) == 200
+
+
+def test_shares_that_overlap_are_held_to_the_whole() -> None:
+    rates = Rates(input=1_000_000, output=0, cache_read=100_000, input_audio=10_000_000)
+    usage = Usage(input_tokens=10, cached_tokens=8, input_audio_tokens=9, output_tokens=0)
+    assert cost(usage, rates) == 20 + 1  # 8 at 0.1 and 2 at 10, rounded
 
 
 def test_reasoning_is_inside_the_output() -> None:
@@ -186,6 +238,8 @@ usages = st.builds(
     output_tokens=st.integers(0, 10**6),
     cached_tokens=st.none() | st.integers(-10, 2 * 10**6),
     cache_write_tokens=st.none() | st.integers(-10, 2 * 10**6),
+    input_audio_tokens=st.none() | st.integers(-10, 2 * 10**6),
+    reasoning_tokens=st.none() | st.integers(-10, 2 * 10**6),
 )
 
 
@@ -231,9 +285,9 @@ def test_more_tokens_never_cost_less_and_no_call_costs_less_than_nothing(
 def prices(
     table: dict[str, Entry] | None = None,
     references: dict[str, str | None] | None = None,
-    free: frozenset[str] = frozenset({"ollama"}),
+    free: Free = {("ollama", None): True},  # noqa: B006
 ) -> Prices:
-    return Prices(table or {}, references or {"groq": "groq", "lab": None, "ollama": None}, free)
+    return Book(table or {}, references or {"groq": "groq", "lab": None, "ollama": None}, free)
 
 
 async def test_the_providers_own_word_beats_everything() -> None:
@@ -245,22 +299,23 @@ async def test_the_providers_own_word_beats_everything() -> None:
 
 async def test_a_negative_cost_of_a_provider_is_not_believed() -> None:
     usage = msgspec.structs.replace(USED, cost_nano_usd=-1)
-    assert prices().quote("ollama", "x", usage) == Quote(0, "config", None)
+    assert prices().quote("ollama", "x", usage) == FREE
 
 
 async def test_the_users_table_beats_free_and_the_catalogue(catalogue: Catalogue) -> None:
     book = prices(
         {"groq/llama": Entry(input=0.5, output=1.5), "ollama/*": Entry(input=0.1, output=0)}
     )
+    assert book.quote("groq", "llama", USED) == configured(1_250_000)
     await book.resolve([("groq", "llama"), ("ollama", "x")])
-    assert catalogue.asked == []
-    assert book.quote("groq", "llama", USED) == Quote(1_250_000, "config", None)
-    assert book.quote("ollama", "x", USED) == Quote(100_000, "config", None)
+    assert catalogue.asked == [[("groq", "llama")]]  # what it would cost by the list
+    assert book.quote("groq", "llama", USED) == configured(1_250_000, 985_000)
+    assert book.quote("ollama", "x", USED) == configured(100_000)
 
 
 async def test_a_free_provider_costs_nothing_without_asking() -> None:
-    assert prices().quote("ollama", "llama3.2", USED) == Quote(0, "config", None)
-    assert prices().quote("ollama", "llama3.2", Usage(output_tokens=1)) == Quote(0, "config", None)
+    assert prices().quote("ollama", "llama3.2", USED) == FREE
+    assert prices().quote("ollama", "llama3.2", Usage(output_tokens=1)) == FREE
 
 
 async def test_a_provider_without_reference_has_no_price() -> None:
@@ -308,13 +363,13 @@ async def test_a_table_means_a_model_with_and_without_the_models_prefix() -> Non
     book = prices({"gemini/a": Entry(output=1), "gemini/models/b": Entry(output=1)})
     usage = Usage(input_tokens=0, output_tokens=10)
     for model in ("a", "models/a", "b", "models/b"):
-        assert book.quote("gemini", model, usage) == Quote(10_000, "config", None)
+        assert book.quote("gemini", model, usage) == configured(10_000)
 
 
 async def test_the_table_has_cache_rates() -> None:
     book = prices({"lab/m": Entry(input=10, output=0, cached_input=1, cache_write=12.5)})
     usage = Usage(input_tokens=30, cached_tokens=10, cache_write_tokens=10, output_tokens=0)
-    assert book.quote("lab", "m", usage) == Quote(235_000, "config", None)
+    assert book.quote("lab", "m", usage) == configured(235_000)
 
 
 async def test_a_model_is_unknown_until_the_catalogue_was_asked(catalogue: Catalogue) -> None:
@@ -324,7 +379,7 @@ async def test_a_model_is_unknown_until_the_catalogue_was_asked(catalogue: Catal
     assert book.rates("groq-eu", "llama") is None
     await book.resolve([("groq-eu", "llama")])
     assert catalogue.asked == [[("groq", "llama")]]
-    assert book.quote("groq-eu", "llama", USED) == Quote(985_000, "catalog", "v1")
+    assert book.quote("groq-eu", "llama", USED) == Quote(985_000, "catalog", "v1", 985_000)
     rates = book.rates("groq-eu", "llama")
     assert rates is not None
     assert rates.input == 590_000_000
@@ -344,16 +399,16 @@ async def test_the_catalogue_is_asked_once_for_known_and_unknown_models(
 async def test_prices_that_are_configured_anew_hold_at_once(catalogue: Catalogue) -> None:
     book = prices({"lab/*": Entry(input=1, output=1)})
     await book.resolve([("groq", "llama"), ("lab", "x")])
-    assert book.quote("lab", "x", USED) == Quote(1_500_000, "config", None)
+    assert book.quote("lab", "x", USED) == configured(1_500_000)
     table = {"groq/llama": Entry(input=2, output=2), "lab/y": Entry(input=3, output=3)}
-    book.configure(table, {"groq": "groq", "lab": None, "eu": "groq"}, frozenset({"desk"}))
-    assert book.quote("groq", "llama", USED) == Quote(3_000_000, "config", None)
+    book.configure(table, {"groq": "groq", "lab": None, "eu": "groq"}, {("desk", None): True})
+    assert book.quote("groq", "llama", USED) == configured(3_000_000)
     assert book.quote("lab", "x", USED) == UNPRICED
-    assert book.quote("lab", "y", USED) == Quote(4_500_000, "config", None)
-    assert book.quote("desk", "z", USED) == Quote(0, "config", None)
+    assert book.quote("lab", "y", USED) == configured(4_500_000)
+    assert book.quote("desk", "z", USED) == FREE
     assert book.quote("eu", "llama", USED) is None  # the catalogue has yet to be asked
     await book.resolve([("eu", "llama")])
-    assert book.quote("eu", "llama", USED) == Quote(985_000, "catalog", LLAMA.version)
+    assert book.quote("eu", "llama", USED) == Quote(985_000, "catalog", LLAMA.version, 985_000)
 
 
 async def test_a_failure_is_no_price_for_a_minute(
@@ -372,7 +427,7 @@ async def test_a_failure_is_no_price_for_a_minute(
     assert book.quote("groq", "llama", USED) is None
     catalogue.fails = None
     await book.resolve([("groq", "llama")])
-    assert book.quote("groq", "llama", USED) == Quote(985_000, "catalog", None)
+    assert book.quote("groq", "llama", USED) == Quote(985_000, "catalog", None, 985_000)
 
 
 async def test_rates_are_asked_again_after_an_hour_all_in_one(
@@ -387,7 +442,7 @@ async def test_rates_are_asked_again_after_an_hour_all_in_one(
     catalogue.listed["groq", "gpt"] = msgspec.structs.replace(LLAMA, output=0)
     await book.resolve([("groq", "llama")])
     assert catalogue.asked[1:] == [[("groq", "llama"), ("groq", "gpt")]]
-    assert book.quote("groq", "gpt", USED) == Quote(590_000, "catalog", None)
+    assert book.quote("groq", "gpt", USED) == Quote(590_000, "catalog", None, 590_000)
 
 
 async def test_old_rates_outlive_a_failure(catalogue: Catalogue, clock: Clock) -> None:
@@ -396,7 +451,7 @@ async def test_old_rates_outlive_a_failure(catalogue: Catalogue, clock: Clock) -
     clock.now += 3601
     catalogue.fails = ValueError("nonsense")
     await book.resolve([("groq", "llama")])
-    assert book.quote("groq", "llama", USED) == Quote(985_000, "catalog", None)
+    assert book.quote("groq", "llama", USED) == Quote(985_000, "catalog", None, 985_000)
 
 
 async def test_only_so_many_models_are_remembered(
@@ -407,3 +462,88 @@ async def test_only_so_many_models_are_remembered(
     await book.resolve([("groq", f"m{number}") for number in range(4)])
     assert book.quote("groq", "m0", USED) is None
     assert book.quote("groq", "m3", USED) == UNPRICED
+
+
+# What it costs by the list.
+
+
+async def test_a_free_model_has_the_list_price_of_the_one_that_is_paid(
+    catalogue: Catalogue,
+) -> None:
+    catalogue.listed["openrouter", "x:free"] = Rates(input=0, output=0, version="v1")
+    catalogue.listed["openrouter", "x"] = LLAMA
+    catalogue.listed["openrouter", "y:free"] = Rates(input=0, output=0, version="v1")
+    book = prices(references={"openrouter": "openrouter"})
+    told = msgspec.structs.replace(USED, cost_nano_usd=0)
+    assert book.quote("openrouter", "x:free", told) == Quote(0, "provider", None)
+    await book.resolve([("openrouter", "x:free"), ("openrouter", "y:free")])
+    assert book.quote("openrouter", "x:free", told) == Quote(0, "provider", None, 985_000)
+    assert book.quote("openrouter", "x:free", USED) == Quote(0, "catalog", "v1", 985_000)
+    assert book.quote("openrouter", "y:free", USED) == Quote(0, "catalog", "v1")
+
+
+async def test_what_is_paid_otherwise_still_has_its_list_price(catalogue: Catalogue) -> None:
+    book = prices(
+        {"groq/llama": Entry(input=1, output=1)},
+        free={("groq", "gift"): True, ("ollama", None): True},
+    )
+    await book.resolve([("groq", "llama"), ("ollama", "llama")])
+    assert book.quote("groq", "llama", USED) == configured(1_500_000, 985_000)
+    free = Quote(0, "config", "config", 985_000)
+    assert book.quote("groq", "llama", USED, "gift") == free
+    assert book.quote("ollama", "llama", USED) == FREE  # listed nowhere
+
+
+async def test_a_free_tier_of_a_model_that_is_not_listed_has_no_list_price(
+    catalogue: Catalogue,
+) -> None:
+    book = prices(free={("groq", None): True})
+    await book.resolve([("groq", "nothing")])
+    assert book.quote("groq", "nothing", USED) == FREE
+
+
+async def test_a_list_price_goes_out_of_date_as_others_do(
+    catalogue: Catalogue, clock: Clock
+) -> None:
+    book = prices({"groq/llama": Entry(input=1, output=1)})
+    await book.resolve([("groq", "llama")])
+    clock.now += 3601
+    assert book.quote("groq", "llama", USED) == configured(1_500_000)
+    await book.resolve([("groq", "llama")])
+    assert book.quote("groq", "llama", USED) == configured(1_500_000, 985_000)
+
+
+async def test_a_failure_of_the_catalogue_is_told(catalogue: Catalogue, clock: Clock) -> None:
+    book = prices()
+    catalogue.fails = OSError("no such child")
+    assert await book.resolve([("groq", "llama")]) is False
+    catalogue.fails = None
+    clock.now += 61
+    assert await book.resolve([("groq", "llama")]) is True
+    assert await book.resolve([("groq", "llama")]) is True
+
+
+def version(**rates: float) -> str | None:
+    quote = Prices({"lab/m": Entry(**rates)}, {}).quote("lab", "m", USED)
+    assert quote is not None
+    return quote.price_version
+
+
+async def test_the_version_of_a_price_of_the_table_is_a_digest_of_it() -> None:
+    assert version(input=1, output=2) == version(input=1.0, output=Decimal(2))
+    assert version(input=1, output=2) != version(input=1, output=2, input_audio=3)
+    assert (version(input=1, output=2) or "").startswith("config ")
+
+
+@pytest.mark.parametrize(
+    ("given_tokens", "expected"), [(0, 0), (None, None)], ids=["told as 0", "not told"]
+)
+async def test_no_tokens_cost_nothing_and_unknown_tokens_are_not_priced(
+    given_tokens: int | None, expected: int | None
+) -> None:
+    book = prices({"lab/m": Entry(input=1, output=1)})
+    usage = Usage(input_tokens=given_tokens, output_tokens=0)
+    quote = book.quote("lab", "m", usage)
+    assert quote is not None
+    assert quote.cost_nano_usd == expected
+    assert quote.cost_source == ("none" if expected is None else "config")

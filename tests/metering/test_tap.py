@@ -178,6 +178,7 @@ def test_gaps_lie_between_tokens() -> None:
     assert (tap.first_byte, tap.first_token, tap.last_token) == (0.5, 1.0, 4.0)
     assert list(tap.gaps) == [0.5, 0.25, 2.25, 0.0]
     assert tap.max_gap == 2.25
+    assert list(tap.long_gaps) == [2.25]
     assert tap.chunk_count == 5
 
 
@@ -188,12 +189,46 @@ def test_the_gaps_of_a_very_long_stream_are_thinned_and_the_longest_is_known(
     tap = StreamTap()
     at = 0.0
     for number in range(1000):
-        at += 7.0 if number == 501 else 1.0
+        at += 7.0 if number in (3, 501, 900) else 1.0
         tap.feed(chunk({"content": "a"}), at)
         assert len(tap.gaps) < 16
     assert len(tap.gaps) >= 7
     assert tap.max_gap == 7.0
+    assert list(tap.long_gaps) == [7.0, 7.0, 7.0]
     assert tap.chunk_count == 1000
+
+
+@pytest.mark.parametrize(
+    ("delta", "kind"),
+    [
+        ({"content": "a"}, "content"),
+        ({"refusal": "no"}, "content"),
+        ({"audio": {"data": "AA"}}, "content"),
+        ({"reasoning": "hm"}, "reasoning"),
+        ({"reasoning_content": "hm"}, "reasoning"),
+        ({"reasoning_details": [{"type": "reasoning.encrypted"}]}, "reasoning"),
+        ({"tool_calls": [{"index": 0, "function": {"name": "f"}}]}, "tool"),
+    ],
+)
+@pytest.mark.parametrize("together", [False, True])
+def test_the_first_of_each_kind_of_output_has_its_moment(
+    delta: dict[str, Any], kind: str, together: bool
+) -> None:
+    tap = StreamTap()
+    tap.feed(chunk({"role": "assistant", "content": ""}), 1.0)
+    reads = [chunk(delta), chunk(delta)]
+    for at, read in enumerate([b"".join(reads)] if together else reads, 2):
+        tap.feed(read, float(at))
+    found = {name: getattr(tap, f"first_{name}") for name in ("reasoning", "content", "tool")}
+    assert found == {**dict.fromkeys(found), kind: 2.0}
+    assert (tap.first_token, tap.saw_reasoning) == (2.0, kind == "reasoning")
+
+
+def test_an_answer_after_thoughts_has_moments_of_its_own() -> None:
+    call = {"tool_calls": [{"index": 0, "function": {"arguments": "{}"}}]}
+    tap, _ = watch(*map(chunk, ({"reasoning": "hm"}, {"content": "a"}, call, {"content": "b"})))
+    assert (tap.first_reasoning, tap.first_content, tap.first_tool) == (0.0, 1.0, 2.0)
+    assert (tap.first_token, tap.last_token) == (0.0, 3.0)
 
 
 # Meaning and errors.
@@ -247,7 +282,6 @@ def test_a_completion() -> None:
     assert (tap.model, tap.fingerprint, tap.finish_reason) == ("up-1", "fp", "stop")
     assert tap.usage == {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
     assert tap.response_length == 5
-    assert tap.saw_reasoning
     assert tap.first_byte == 1.0
     assert (tap.first_token, tap.chunk_count) == (None, None)
 

@@ -113,3 +113,12 @@ def test_timings_are_usage() -> None:
 @pytest.mark.parametrize("timings", [None, [], 3, {}, {"prompt_n": 10}])
 def test_timings_without_output_are_none(timings: Any) -> None:
     assert from_timings(timings) is None
+
+
+def test_anthropics_names_are_usage_too() -> None:
+    first = {"input_tokens": 12, "cache_read_input_tokens": 30, "output_tokens": 1}
+    best = pick(None, first)
+    assert best == first
+    best = pick(best, {"input_tokens": 12, "output_tokens": 40})
+    assert best == {"input_tokens": 12, "cache_read_input_tokens": 30, "output_tokens": 40}
+    assert total(best) == 52

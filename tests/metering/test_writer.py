@@ -2,230 +2,109 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 
-from proxy.metering import writer
-from proxy.metering.writer import BATCH, BatchWriter
+from proxy.entries import decode, encode
+from proxy.metering import shipper
+from proxy.metering.writer import Writer
+from tests.metering.ledgers import Database
 from tests.store.rows import call
-
-
-class Table:
-    """What ``flush`` writes to; it refuses for as long as ``broken`` says why."""
-
-    def __init__(self) -> None:
-        self.batches: list[list[object]] = []
-        self.broken: Exception | None = None
-        self.tries = 0
-
-    @property
-    def rows(self) -> list[object]:
-        return [row for batch in self.batches for row in batch]
-
-    async def flush(self, items: Sequence[object]) -> None:
-        self.tries += 1
-        await asyncio.sleep(0)
-        if self.broken is not None:
-            raise self.broken
-        self.batches.append(list(items))
-
-
-@pytest.fixture
-def table() -> Table:
-    return Table()
 
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "BACKOFF", (0.001,))
+    monkeypatch.setattr(shipper, "BACKOFF", (0.001,))
+    monkeypatch.setattr(shipper, "INTERVAL", 0.001)
+
+
+def writer(folder: Path, database: Database) -> Writer:
+    return Writer(
+        folder,
+        encode=encode,
+        decode=decode,
+        flush=database.flush,
+        positions=database.positions,
+        strict=False,
+        max_bytes=2**30,
+    )
 
 
 @asynccontextmanager
-async def writing(
-    flush: Callable[[Sequence[object]], Awaitable[None]], **options: float
-) -> AsyncIterator[BatchWriter]:
-    """A writer whose loop runs; at the end it is drained, as the app does it."""
-    batches = BatchWriter(flush, **{"interval": 0.001, **options})  # type: ignore[arg-type]
+async def writing(folder: Path, database: Database, seconds: float = 5) -> AsyncIterator[Writer]:
+    """A writer whose loops run; at the end it is drained, as the app does it."""
+    made = writer(folder, database)
+    await made.open(5)
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(batches.run())
-        yield batches
-        await batches.drain(1)
+        tasks.create_task(made.run())
+        tending = tasks.create_task(made.tend())
+        yield made
+        tending.cancel()
+        await made.drain(seconds)
 
 
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
+async def test_nothing_is_left_by_a_writer_that_was_drained(tmp_path: Path) -> None:
+    database = Database()
+    async with writing(tmp_path / "journal", database) as made:
+        for _ in range(100):
+            made.put(call())
+        assert made.depth == 100
+    assert len(database.rows) == 100
+    assert database.at == {}
+    assert [path.name for path in (tmp_path / "journal").iterdir()] == ["shipper"]
+    status = made.status()
+    assert (status["recorded"], status["queued"], status["dropped"]) == (100, 0, 0)
+    assert status["journal"] == {
+        "state": "unwritable",
+        "bytes": 0,
+        "segments": 0,
+        "unjournaled": 0,
+    }
 
 
-async def test_what_comes_together_is_written_together_and_in_order(table: Table) -> None:
-    async with writing(table.flush, interval=0.05) as batches:
-        for number in range(100):
-            batches.put(number)
-            await asyncio.sleep(0)
-        assert batches.depth == 100
-        await until(lambda: batches.depth == 0)
-        assert table.batches == [list(range(100))]
-
-
-async def test_a_batch_has_an_end(table: Table) -> None:
-    async with writing(table.flush) as batches:
-        for number in range(2 * BATCH + 1):
-            batches.put(number)
-        await until(lambda: batches.depth == 0)
-    assert [len(batch) for batch in table.batches] == [BATCH, BATCH, 1]
-
-
-async def test_what_comes_during_a_write_is_not_lost(table: Table) -> None:
-    async def flush(items: Sequence[object]) -> None:
-        if 1 in items:
-            batches.put(2)
-        await table.flush(items)
-
-    async with writing(flush) as batches:
-        batches.put(1)
-        await until(lambda: table.rows == [1, 2])
-
-
-async def test_what_cannot_be_written_comes_again_first(
-    table: Table, caplog: pytest.LogCaptureFixture
+async def test_what_could_not_be_written_is_there_at_the_next_start(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "tollkeeper")
-    async with writing(table.flush) as batches:
-        table.broken = OSError("disk full")
-        batches.put(1)
-        await until(lambda: table.tries >= 3)
-        batches.put(2)
-        assert batches.status() == {
-            "recorded": 0,
-            "queued": 2,
-            "dropped": 0,
-            "last_error": "disk full",
-        }
-        table.broken = None
-        await until(lambda: batches.depth == 0)
-        assert table.rows == [1, 2]
-    assert [record.message for record in caplog.records] == [
-        "rows wait to be written: disk full",
-        "the database can be written again",
-    ]
+    database = Database()
+    database.broken = OSError("gone")
+    async with writing(tmp_path, database, seconds=0) as made:
+        made.put(call(request_id="a"))
+    assert made.status()["dropped"] == 0
+    assert "1 items wait in the journal for the next start: gone" in caplog.messages
+    database.broken = None
+    async with writing(tmp_path, database):
+        assert [row.request_id for row in database.rows] == ["a"], "before anything else happens"
 
 
-async def test_each_trouble_is_told_once_and_so_is_its_end(
-    table: Table, caplog: pytest.LogCaptureFixture
+async def test_of_two_writers_one_ships_and_the_other_follows(tmp_path: Path) -> None:
+    database = Database()
+    async with writing(tmp_path, database) as second:
+        async with writing(tmp_path, database) as first:
+            first.put(call(request_id="of the first"))
+            second.put(call(request_id="of the second"))
+            while len(database.rows) < 2:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+            assert first.status()["recorded"] == 0
+        second.put(call(request_id="the last"))
+    assert [row.request_id for row in database.rows][2:] == ["the last"]
+
+
+async def test_a_start_waits_for_what_was_left_only_so_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    caplog.set_level(logging.INFO, "tollkeeper")
-    async with writing(table.flush) as batches:
-        for trouble in ("first", "second"):
-            table.broken, tries = OSError(trouble), table.tries
-            batches.put(trouble)
-            await until(lambda before=tries: table.tries >= before + 3)  # type: ignore[misc]
-            table.broken = None
-            await until(lambda: batches.depth == 0)
-    assert [message.partition(":")[2] for message in caplog.messages] == [
-        " first",
-        "",
-        " second",
-        "",
-    ]
-
-
-async def test_tries_are_ever_farther_apart(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
-    slept: list[float] = []
-    sleep = asyncio.sleep
-
-    async def note(seconds: float) -> None:
-        slept.append(seconds)
-        await sleep(0)
-
-    monkeypatch.setattr(writer, "BACKOFF", (0.5, 1.0, 2.0))
-    monkeypatch.setattr(writer.asyncio, "sleep", note)
-    batches = BatchWriter(table.flush, interval=9)
-    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
-        tasks.create_task(batches.run())
-        table.broken = OSError("locked")
-        batches.put(1)
-        while table.tries < 5:
-            await sleep(0)
-        table.broken = None
-        await batches.drain(5)
-    assert [seconds for seconds in slept if seconds not in (0, 9)][:4] == [0.5, 1.0, 2.0, 2.0]
-    assert slept[0] == 9  # first of all it waits for others to come
-
-
-async def test_an_error_without_words_is_told_by_its_name(table: Table) -> None:
-    async with writing(table.flush) as batches:
-        table.broken = TimeoutError()
-        batches.put(1)
-        await until(lambda: table.tries)
-        table.broken = None
-    assert batches.status()["last_error"] == "TimeoutError"
-
-
-async def test_a_full_queue_loses_the_newest_and_counts_them(
-    table: Table, caplog: pytest.LogCaptureFixture
-) -> None:
-    async with writing(table.flush, capacity=3) as batches:
-        table.broken = OSError("locked")
-        for number in range(8):
-            batches.put(number)
-        assert (batches.depth, batches.status()["dropped"]) == (3, 5)
-        table.broken = None
-        await until(lambda: batches.depth == 0)
-        batches.put("again")
-    assert table.rows == [0, 1, 2, "again"]
-    assert sum("queue is full" in record.message for record in caplog.records) == 1
-
-
-async def test_only_rows_of_calls_are_counted_as_recorded(table: Table) -> None:
-    async with writing(table.flush) as batches:
-        for item in (call(), "a sample", [], call()):
-            batches.put(item)
-    assert batches.status()["recorded"] == 2
-
-
-async def test_draining_writes_all_that_is_queued_and_ends_the_loop(table: Table) -> None:
-    async with writing(table.flush, interval=0.01) as batches:
-        for number in range(BATCH + 7):
-            batches.put(number)
-    assert table.rows == list(range(BATCH + 7))
-
-
-async def test_draining_waits_for_the_write_that_runs() -> None:
-    written: list[object] = []
-    begun, go_on = asyncio.Event(), asyncio.Event()
-
-    async def flush(items: Sequence[object]) -> None:
-        begun.set()
-        await go_on.wait()
-        written.extend(items)
-
-    async with writing(flush) as batches:
-        batches.put(1)
-        await begun.wait()
-        batches.put(2)
-        asyncio.get_running_loop().call_later(0.01, go_on.set)
-    assert written == [1, 2]
-
-
-async def test_draining_tries_again_while_there_is_time(table: Table) -> None:
-    batches = BatchWriter(table.flush)
-    batches.put(1)
-    table.broken = OSError("locked")
-    asyncio.get_running_loop().call_later(0.01, setattr, table, "broken", None)
-    await batches.drain(5)
-    assert (table.rows, batches.status()["dropped"]) == ([1], 0)
-
-
-async def test_what_draining_cannot_write_is_counted_and_told(
-    table: Table, caplog: pytest.LogCaptureFixture
-) -> None:
-    batches = BatchWriter(table.flush)
-    table.broken = OSError("gone")
-    for number in range(4):
-        batches.put(number)
-    await batches.drain(0)
-    assert (batches.depth, batches.status()["dropped"], table.tries) == (0, 4, 1)
-    assert "4 items are lost: gone" in caplog.messages
+    monkeypatch.setattr(shipper, "BATCH", 10)
+    database = Database()
+    database.broken = OSError("gone")
+    async with writing(tmp_path, database, seconds=0) as made:
+        for _ in range(35):
+            made.put(call())
+    database.broken = None
+    slow = writer(tmp_path, database)
+    await slow.open(0)
+    assert len(database.rows) == 10
+    await slow.drain(5)
+    assert len(database.rows) == 35

@@ -12,7 +12,7 @@ import pytest
 
 from proxy.observe import host
 from proxy.observe.host import HostSampler
-from proxy.types import GpuSample, HostSample
+from proxy.sample import GpuSample, HostSample
 
 MIB = 1024**2
 GIB = 1024**3
@@ -131,6 +131,11 @@ async def test_every_member_of_host_and_process_is_read() -> None:
     assert (first.in_flight_requests, first.writer_queue_depth) == (3, 7)
     assert len(sampler.recent) >= 6
     assert sampler.latest is sampler.recent[-1]
+
+
+async def test_the_memory_in_use_is_that_of_all_gpus(nvml: FakeNvml) -> None:
+    sampler, _ = await sampled(bool)
+    assert sampler.gpu_memory_used_mb() == 1024.0
 
 
 async def test_all_gpus_are_read_each_member_by_itself(nvml: FakeNvml) -> None:
@@ -294,4 +299,5 @@ async def test_thread_is_gone_after_cancelling() -> None:
 async def test_minute_of_samples_is_kept() -> None:
     sampler = HostSampler(lambda sample: None, lambda: (0, 0))
     assert sampler.latest is None
+    assert sampler.gpu_memory_used_mb() is None
     assert sampler.recent.maxlen == 60

@@ -5,8 +5,7 @@ from typing import Any
 import pytest
 
 from proxy.providers import DIALECTS
-from proxy.providers.base import Dialect, Provider, count, listed, number
-from proxy.types import Usage
+from proxy.providers.base import Dialect, Provider, listed
 from tests.providers.cases import NOW
 from tests.transcripts import body
 
@@ -27,46 +26,6 @@ def test_what_is_not_configured_comes_from_the_dialect() -> None:
     assert (ollama.connect, ollama.first_byte, ollama.idle) == (5.0, 600.0, 120.0)
     groq = Provider.of("g", DIALECTS["groq"], connect=1, first_byte=2, idle=3, include_usage=True)
     assert (groq.connect, groq.first_byte, groq.idle, groq.include_usage) == (1, 2, 3, True)
-
-
-@pytest.mark.parametrize(
-    "value", [None, True, "5", -1, 1.5, float("nan"), float("inf"), 10**30, [], {}]
-)
-def test_what_is_no_count_is_unknown(value: Any) -> None:
-    assert number(value) is None
-
-
-def test_a_whole_float_is_a_count() -> None:
-    assert number(45.0) == 45
-
-
-def test_usage_that_tells_nothing_is_unknown() -> None:
-    assert count({}) == Usage()
-    assert count({"prompt_tokens": None, "prompt_tokens_details": 3, "cost": "1"}) == Usage()
-
-
-def test_a_missing_total_is_the_sum() -> None:
-    assert count({"prompt_tokens": 3, "completion_tokens": 4}).total_tokens == 7
-
-
-def test_shares_are_inside_their_wholes() -> None:
-    usage = count(
-        {
-            "prompt_tokens": 10,
-            "completion_tokens": 4,
-            "prompt_tokens_details": {"cached_tokens": 8},
-            "completion_tokens_details": {"reasoning_tokens": 5},
-        }
-    )
-    assert (usage.cached_tokens, usage.reasoning_tokens) == (8, 4)
-
-
-@pytest.mark.parametrize(
-    ("cost", "nano"),
-    [(0.00001305, 13_050), (1e-9, 1), (0, 0), (-1, None), (float("inf"), None), (True, None)],
-)
-def test_a_cost_is_counted_in_nano_dollars(cost: Any, nano: int | None) -> None:
-    assert count({"cost": cost}).cost_nano_usd == nano
 
 
 def test_a_list_of_nothing_is_empty() -> None:
@@ -111,3 +70,17 @@ def test_a_fault_knows_who_said_how_long() -> None:
     assert openai.classify(429, [], b"", NOW).hint is None
     day = gemini.classify(429, [], body("T8"), NOW)
     assert (day.hint, day.probe_after) == (None, 36.429760048)
+
+
+@pytest.mark.parametrize(
+    ("address", "is_local"),
+    [
+        ("http://127.0.0.1:11434/v1", True),
+        ("http://localhost:9000/v1", True),
+        ("http://[::1]:9000/v1", True),
+        ("http://10.0.0.5:11434/v1", False),
+        ("https://api.groq.com/openai/v1", False),
+    ],
+)
+def test_where_a_provider_runs_is_told_by_its_address(address: str, is_local: bool) -> None:
+    assert Provider.of("lab", DIALECTS["openai"], base_url=address).is_local is is_local

@@ -12,7 +12,7 @@ from proxy.errors import ErrorReason as R
 from proxy.providers import DIALECTS
 from proxy.providers.base import Provider
 from proxy.providers.ollama import answers
-from proxy.types import ModelInfo
+from proxy.types import Memory, ModelInfo
 from tests.providers.cases import (
     KEY_FAILS,
     NEXT_TARGET,
@@ -257,3 +257,16 @@ async def test_few_new_models_are_looked_at_in_one_go() -> None:
     assert len(native.asked) == 32
     await OLLAMA.enrich(BASE, LISTED, native, known)
     assert len(native.asked) == 40
+
+
+def test_a_model_that_is_loaded_has_its_size_and_one_that_is_not_has_none() -> None:
+    def holds(model: str, models: Any) -> Memory | None:
+        return OLLAMA.memory(model, json.dumps({"models": models}).encode())
+
+    entry = {"name": "hf.co/x/y:Q4", "size": 2 * 1024**3, "size_vram": 1024**3}
+    assert holds("hf.co/x/y:q4", [entry]) == Memory(2048.0, 1024.0)
+    assert holds("hf.co/x/y", [entry]) == Memory()
+    assert holds("m", [{"name": "m:latest", "size": 1024**2}]) == Memory(1.0, 0.0)
+    assert holds("m", None) == holds("m", [None, {}]) == Memory()
+    assert holds("m", [{"name": "m:latest"}]) is None
+    assert OLLAMA.memory("m", b"[]") is OLLAMA.memory("m", b"[" * 9000) is None

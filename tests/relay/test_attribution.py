@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from proxy.metering.meter import Attribution
+from proxy.metering.attempt import Attribution
 from proxy.relay.attribution import TOOLS, attribution
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -24,6 +24,14 @@ def test_every_header_has_its_member() -> None:
         authorization="Bearer sk-1",
     )
     assert found == Attribution("theirs", "Researcher", "search", "s-1", TRACE)
+
+
+@pytest.mark.parametrize(
+    ("value", "private"),
+    [("metadata", True), ("none", True), ("", True), ("full", False), ("FULL ", False)],
+)
+def test_whatever_is_not_full_is_private(value: str, private: bool) -> None:
+    assert read(x_tollkeeper_privacy=value).private is private
 
 
 def test_without_headers_nothing_is_known() -> None:

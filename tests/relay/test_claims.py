@@ -342,3 +342,27 @@ async def test_a_gateway_by_itself_keeps_to_its_part() -> None:
     assert [lease is not None for lease in leases] == [True, True, False]
     place.claims.back()
     assert place.pool.lease("m", monotonic()) is not None
+
+
+async def test_what_is_known_is_told_to_a_state_that_has_just_begun() -> None:
+    place, other = Place(), Place()
+    for lease in (place.lease(), place.lease("other", tokens=50)):
+        lease.release()
+    place.lease().failed(REST, RATE, monotonic())
+    place.lease("broken").failed(FAILURE, ErrorReason.SERVER_ERROR, monotonic())
+    place.pool.switch("k2", disabled=True)
+    rests, uses = place.claims.known()
+    assert {rest.place for rest in rests} == {
+        name("group", "org", "m"),
+        name("breaker", "", "broken"),
+        name("switch", "k2"),
+    }
+    assert {use.name: use.difference for use in uses} == {
+        'lab ["","org","","requests_minute"]': 4,
+        'lab ["","org","","tokens_minute"]': 350,
+    }
+    assert all(abs(use.at - at(0, place)) < 2000 for use in uses)
+    other.claims.heard(rests)
+    assert [rest.until for rest in other.claims.known()[0]] == pytest.approx(
+        [rest.until for rest in rests], abs=100
+    )

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 
 from proxy.clock import monotonic
-from proxy.metering.meter import Attempt
-from proxy.providers.base import Provider
+from proxy.metering.attempt import Attempt
+from proxy.providers import OLLAMA_NATIVE
+from proxy.providers.base import Dialect, Provider
 from proxy.providers.openai import OpenAI
 from proxy.relay.exchange import MAX_ERROR_BODY, Call, exchange
 from proxy.relay.inbound import parse
@@ -20,8 +22,9 @@ from proxy.routing.counters import Counters
 from proxy.routing.key import Key
 from proxy.routing.keypool import KeyPool
 from proxy.types import Demand, Fault, Headers, Operation, Plan, Target
+from tests.transcripts import body
 from tests.upstream import event
-from tests.wire import DONE, JSON, SSE, Body, Part
+from tests.wire import DONE, JSON, SSE, Body, Client, Part
 
 TARGET = Target("lab", "m")
 LIMITS = [
@@ -39,7 +42,10 @@ class Try(httpx.AsyncBaseTransport):
         self.status = status
         self.fields = [SSE] if fields is None else fields
         self.failure: Exception | None = None
+        self.dialect: Dialect = OpenAI()
+        self.asked = b'{"model": "fast", "stream": true}'
         self.requests: list[httpx.Request] = []
+        self.admitted = False
         self.pool = KeyPool(
             "lab",
             [Key("k1", "sk-1", "org")],
@@ -49,21 +55,27 @@ class Try(httpx.AsyncBaseTransport):
         self.attempt = Attempt(1, TARGET, 0, leased=0)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        assert self.admitted
         self.requests.append(request)
         if self.failure is not None:
             raise self.failure
         return httpx.Response(self.status, headers=self.fields, stream=self.body)
 
+    def admit(self, attempt: Attempt) -> None:
+        """It is written down with its key, before anything is sent."""
+        assert (attempt.key_id, self.requests) == ("k1", [])
+        self.admitted = True
+
     async def run(self, *fields: tuple[bytes, bytes], left: float = 30.0) -> Outbound | Fault:
-        inbound = parse(b'{"model": "fast", "stream": true}', Operation.CHAT)
+        inbound = parse(self.asked, Operation.CHAT)
         now = monotonic()
         plan = Plan("fast", (TARGET,), "fast")
-        meter: Any = None  # one try is written down by whoever makes it
+        meter: Any = SimpleNamespace(admit=self.admit)
         call = Call(Operation.CHAT, inbound, [*fields], Demand(), plan, meter, now, now + left, now)
         lease = self.pool.lease("m", now)
         assert lease is not None
         provider = Provider.of(
-            "lab", OpenAI(), base_url="http://up/v1", connect=5, first_byte=20, idle=60
+            "lab", self.dialect, base_url="http://up/v1", connect=5, first_byte=20, idle=60
         )
         return await exchange(
             call, TARGET, provider, self.pool, lease, self.attempt, self, peek=0.05
@@ -157,6 +169,34 @@ async def test_no_connection_is_a_fault_and_leaves_nothing_to_close() -> None:
     found = await tried.run()
     assert isinstance(found, Fault)
     assert (found.reason, found.executed, tried.body.closed) == ("connect", False, 0)
+
+
+async def test_where_openai_is_not_spoken_both_ways_are_translated() -> None:
+    tried = Try(body("T23.text"), fields=[(b"content-type", b"application/x-ndjson")])
+    tried.dialect = OLLAMA_NATIVE
+    tried.asked = b'{"model": "fast", "stream": true, "messages": [], "top_k": 5}'
+    found = await tried.run()
+    assert isinstance(found, Outbound)
+    [request] = tried.requests
+    assert request.url.path == "/api/chat"
+    asked = {"model": "m", "messages": [], "options": {"top_k": 5}, "stream": True}
+    assert json.loads(await request.aread()) == asked
+    client = Client()
+    assert await found.deliver(client.send, [])
+    assert client.body.endswith(DONE)
+    assert b"usage" not in client.body  # the client did not ask for it, and the meter has it
+    assert (found.tap.usage or {})["completion_tokens"] == 4
+    found.release()
+    assert tried.body.closed == 1
+
+
+async def test_what_cannot_be_translated_is_a_fault_and_not_sent() -> None:
+    tried = Try()
+    tried.dialect = OLLAMA_NATIVE
+    found = await tried.run()
+    assert isinstance(found, Fault)
+    assert (found.reason, found.executed, tried.requests) == ("invalid_request", False, [])
+    assert "'messages'" in found.message
 
 
 async def test_a_stream_that_says_nothing_for_a_while_is_taken_as_it_is() -> None:

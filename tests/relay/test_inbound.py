@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.errors import GatewayError
-from proxy.metering.meter import Asked
+from proxy.metering.attempt import Asked
 from proxy.relay.inbound import ClientGone, Inbound, parse, read_body
 from proxy.types import Operation
 

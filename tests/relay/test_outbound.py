@@ -9,8 +9,9 @@ import httpx
 import pytest
 
 from proxy.errors import ErrorReason, GatewayError
-from proxy.metering.meter import Attempt
+from proxy.metering.attempt import Attempt
 from proxy.metering.tap import BodyTap, StreamTap
+from proxy.metering.transcript import Transcript
 from proxy.relay import outbound as module
 from proxy.relay.outbound import STOPPED, Outbound, fault_of, interrupt, send_error
 from proxy.routing.counters import Counters
@@ -30,7 +31,7 @@ class Answer:
         counters = Counters(None, lambda: 0.0)
         lease = KeyPool("lab", [self.key], counters, chance=lambda: 1.0).lease("m", 0)
         assert lease is not None
-        self.attempt = Attempt(1, Target("lab", "m"), 0, leased=0)
+        self.attempt = options.pop("attempt", Attempt(1, Target("lab", "m"), 0, leased=0))
         fields = [JSON] if fields is None else fields
         self.outbound = Outbound(
             httpx.Response(200, headers=fields, stream=self.body),
@@ -42,7 +43,16 @@ class Answer:
         self.client = Client()
 
     async def deliver(self) -> bool:
-        return await self.outbound.deliver(self.client.send, [(b"x-request-id", b"ID")])
+        """Whether it was said to be whole: once, and before the client had the last of it."""
+        told: list[bool] = []
+
+        def known(whole: bool) -> None:
+            assert not (self.client.messages and self.client.ended)
+            told.append(whole)
+
+        await self.outbound.deliver(self.client.send, [(b"x-request-id", b"ID")], known)
+        (whole,) = told
+        return whole
 
 
 def stream(*parts: Part, **options: Any) -> Answer:
@@ -435,3 +445,14 @@ async def test_an_error_is_sent_whole() -> None:
         (b"content-length", b"%d" % len(client.body)),
     ]
     assert json.loads(client.body)["error"]["message"] == "later"
+
+
+async def test_the_words_of_an_answer_are_told_to_its_transcript() -> None:
+    for answer in (stream(event({"content": "Ho"}), DONE), Answer(b'{"choices": [1]}')):
+        assert answer.outbound.tap.transcript is None
+    attempt = Attempt(1, Target("lab", "m"), 0, leased=0)
+    attempt.transcript = Transcript(100)
+    answer = stream(event({"content": "Ho"}), DONE, attempt=attempt)
+    assert await answer.deliver()
+    text, _ = attempt.transcript.written()
+    assert b'"content":"Ho"' in (text or b"")

@@ -14,6 +14,7 @@ from proxy.clock import monotonic
 from proxy.metering.meter import Books
 from proxy.metering.pricing import Quote
 from proxy.providers.base import Provider
+from proxy.providers.ollama import Ollama
 from proxy.providers.openai import OpenAI
 from proxy.relay.claims import Claims
 from proxy.relay.line import Line
@@ -114,6 +115,7 @@ class Call:
         self.body: bytes | None = json.dumps({"model": model, "stream": True}).encode()
         self.headers = [(b"x-agent-name", b"tester")]
         self.key = Key("k1", "sk-1", "org")
+        self.provider = Provider.of("lab", OpenAI(), base_url="http://up/v1")
 
     async def nothing(self) -> None: ...
 
@@ -125,7 +127,9 @@ class Call:
         await self.left.wait()
         return {"type": "http.disconnect"}
 
-    def note(self, exc: BaseException, request_id: str | None, path: str | None) -> None:
+    def note(
+        self, exc: BaseException, request_id: str, path: str, hide: Callable[[str], str]
+    ) -> None:
         self.broken.append((type(exc).__name__, request_id, path))
 
     def relay(self, tasks: asyncio.TaskGroup) -> Relay:
@@ -137,14 +141,20 @@ class Call:
         relay = Relay(
             routes=Routes(
                 planner=Planner(["lab"], {"two": two}, {"m": "lab"}.get, list),
-                providers={"lab": Provider.of("lab", OpenAI(), base_url="http://up/v1")},
+                providers={"lab": self.provider},
                 pools=pools,
                 retries=RetryBudget(),
                 max_wait=3600,
             ),
             line=self.line,
             transport=self.upstream,
-            books=Books(self.records.append, lambda *_: Quote(None, "none", None), str, "metadata"),
+            books=Books(
+                self.records.append,
+                lambda *_: Quote(None, "none", None),
+                str,
+                "metadata",
+                gpu_memory_mb=lambda: 512.0,
+            ),
             limits=Limits(1_000_000, 3600, 3600),
             start=tasks.create_task,
             refresh_models=lambda: self.refresh(),
@@ -319,6 +329,58 @@ async def test_a_call_that_goes_well_is_one_row_and_gives_all_back() -> None:
     assert call.upstream.body.closed == 1
 
 
+class Whole(Upstream):
+    """Answers with JSON."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        self.body = Body(b'{"choices": [{"message": {"content": "a"}}]}')
+        return httpx.Response(200, headers=[JSON], stream=self.body)
+
+
+@pytest.mark.parametrize(
+    ("upstream", "last"),
+    [
+        (Whole(), b'{"choices"'),
+        (Upstream(), b"[DONE]"),
+        (Upstream(body=Body(event({"content": "a"}), DONE, 0.01, b": on\n\n")), b"[DONE]"),
+        (Upstream(body=Body(event({"content": "a"}), event(finish="stop"))), None),
+        (Upstream(body=Body(event({"content": "a"}))), b"stream_truncated"),
+        (Upstream(400, Body(b'{"error": {"message": "no"}}')), b'"error"'),
+    ],
+)
+async def test_the_row_is_there_before_the_last_of_the_answer_goes(
+    upstream: Upstream, last: bytes | None
+) -> None:
+    """``last`` None: the end of the body itself."""
+    call = Call(upstream)
+    at_the_last: list[int] = []
+
+    async def send(message: dict[str, Any]) -> None:
+        await call.client.send(message)
+        body = message.get("body", b"")
+        if (last in body) if last else message.get("more_body") is False:
+            at_the_last.append(len(call.records))
+        elif body:
+            assert call.records == []
+
+    call.send = send
+    await call.serve()
+    assert at_the_last == [1]
+    assert call.row.is_final
+
+
+async def test_a_client_that_leaves_while_it_gets_the_last_has_had_its_answer() -> None:
+    call, stuck = Call(Whole()), Wait()
+
+    async def send(message: dict[str, Any]) -> None:
+        if "body" in message:
+            await stuck()
+
+    call.send = send
+    await call.serve(lambda _: call.left.set(), stuck)
+    assert (call.row.status, call.row.client_status) == ("success", 200)
+
+
 async def test_failed_attempts_are_rows_that_are_not_final() -> None:
     call = Call(Upstream(500, Body(b'{"error": {"message": "no"}}')), "two")
     await call.serve()
@@ -362,4 +424,26 @@ async def test_nobody_overtakes_who_waits_already() -> None:
     call.line.nudge()
     await serving
     assert first.done()
+    assert call.row.status == "success"
+
+
+@pytest.mark.parametrize(("host", "used"), [("127.0.0.1", 512.0), ("up", None)])
+async def test_this_machines_gpus_are_told_of_calls_that_it_serves_itself(
+    host: str, used: float | None
+) -> None:
+    call = Call(Upstream())
+    call.provider = Provider.of("lab", OpenAI(), base_url=f"http://{host}/v1")
+    await call.serve()
+    assert (call.row.status, call.row.gpu_memory_used_mb) == ("success", used)
+
+
+@pytest.mark.parametrize(("secret", "asked"), [(None, ["/api/ps"]), ("sk-1", [])])
+async def test_an_ollama_is_asked_for_its_memory_unless_it_is_somebodys_account(
+    secret: str | None, asked: list[str]
+) -> None:
+    call = Call(Upstream(head=lambda: asyncio.sleep(0.01)))
+    call.provider = Provider.of("lab", Ollama(), base_url="http://127.0.0.1/v1")
+    call.key = Key("k1", secret, "org")
+    await call.serve()
+    assert [each.url.path for each in call.upstream.requests if each.method == "GET"] == asked
     assert call.row.status == "success"

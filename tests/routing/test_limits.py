@@ -196,6 +196,14 @@ def test_a_window_that_another_gateway_has_used_up_is_blocked() -> None:
     assert window.started(ORIGIN) is None
 
 
+def test_what_counts_is_told_with_when_it_was_counted() -> None:
+    window = sliding(9)
+    for when in (ORIGIN, ORIGIN + 0.4, ORIGIN + 20):
+        assert go(window, when)
+    assert window.uses(ORIGIN + 20.1) == [(ORIGIN + 1, 2), (ORIGIN + 20.1, 1)]
+    assert window.uses(ORIGIN + 70) == [(ORIGIN + 21, 1)]
+
+
 # A day of the provider's.
 
 
@@ -235,6 +243,7 @@ def test_a_day_lasts_from_midnight_to_midnight(begins: tuple[int, ...], hours: i
     clock.run(1)
     assert go(window, clock.now)
     assert (window.used, window.started(clock.now)) == (1, clock.wall * 1000)
+    assert window.uses(clock.now + 5) == [(clock.now + 5, 1)]
 
 
 @given(st.lists(st.floats(0, 40_000), max_size=60))

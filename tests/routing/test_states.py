@@ -127,3 +127,12 @@ def test_limits_are_shown_with_what_is_used_and_left_and_who_said_so() -> None:
         ("m", "tokens", 100, 60, 40, AT + 6000, "header"),
     ]
     assert {each["reset"] for each in state(keys, NOW + 61)["limits"][:2]} == {None}
+
+
+def test_what_others_have_used_counts_too() -> None:
+    keys = pool(Key("k1", "sk-1", "g1"))
+    keys.counters.configure(Allowances(keys={"k1": Allowance((Limit("requests", 9, MINUTE),))}))
+    assert keys.lease("m", NOW) is not None
+    counts = {'lab ["k1","g1","","requests_minute"]': 4, "elsewhere": 7}
+    [limit] = states(keys, NOW, AT, counts)[0]["limits"]
+    assert (limit["used"], limit["remaining"]) == (4, 5)

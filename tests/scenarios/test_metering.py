@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,21 @@ async def test_gaps_between_tokens_are_told_by_their_shape(
     assert row["inter_token_p50_ms"] < row["inter_token_avg_ms"] < row["max_stall_ms"]
 
 
+async def test_thoughts_answer_and_tool_call_have_moments_of_their_own(
+    gateway: Gateway, upstream: Upstream
+) -> None:
+    call = event({"tool_calls": [{"index": 0, "function": {"name": "f", "arguments": "{}"}}]})
+    parts = [ROLE, 0.05, event({"reasoning": "hm"}), 0.05, *say("a"), 0.05, call, 0.05]
+    upstream.script = stream([*parts, event(finish="tool_calls"), usage(5, 3), DONE])
+    row = await metered(gateway, stream=True)
+    assert row["first_reasoning_ms"] == row["time_to_first_token_ms"]
+    assert row["first_tool_ms"] == row["last_token_ms"]
+    order = ["ttfb_ms", "first_reasoning_ms", "first_content_ms", "first_tool_ms"]
+    moments = [row[name] for name in (*order, "processing_time_ms")]
+    assert all(after - before >= 20 for before, after in pairwise(moments))
+    assert row["stall_count"] == 0
+
+
 async def test_a_single_token_has_no_speed_and_no_gaps(
     gateway: Gateway, upstream: Upstream
 ) -> None:
@@ -170,6 +186,7 @@ async def test_a_single_token_has_no_speed_and_no_gaps(
     assert row["time_to_first_token_ms"] is not None
     for name in ("tokens_per_second", "inter_token_avg_ms", "inter_token_p50_ms", "max_stall_ms"):
         assert row[name] is None
+    assert row["stall_count"] is None
 
 
 async def test_a_body_has_no_times_of_tokens(gateway: Gateway, upstream: Upstream) -> None:
@@ -184,6 +201,9 @@ async def test_where_the_time_went_adds_up(gateway: Gateway, upstream: Upstream)
     row = await metered(gateway, stream=True)
     assert row["queue_time_ms"] >= 0
     assert row["overhead_ms"] > 0
+    parts = row["overhead_before_ms"], row["overhead_after_ms"]
+    assert min(parts) >= 0
+    assert sum(parts) == pytest.approx(row["overhead_ms"], abs=0.002)
     assert row["processing_time_ms"] >= 95
     assert row["processing_time_ms"] <= row["response_time_ms"] <= row["total_duration_ms"]
     whole = row["overhead_ms"] + row["processing_time_ms"]
@@ -289,7 +309,7 @@ async def test_groqs_three_copies_of_usage_count_once(gateway: Gateway, upstream
     assert row["model_version"] == "fp_d42c28f9ce"
     told = json.loads(row["metadata"])
     assert told["queue_time"] == pytest.approx(0.0381395)
-    assert told["completion_time"] == pytest.approx(0.014171875)
+    assert (row["generation_ms"], "completion_time" in told) == (14.172, False)
     assert told["service_tier"] == "on_demand"
 
 
@@ -392,7 +412,7 @@ async def test_a_call_is_counted_for_whom_its_headers_name(
     assert row["trace_id"] == "4bf92f3577b34da6a3ce929d0e0e4736"
     assert row["client_request_id"] == "mine-77"
     assert row["request_id"] != "mine-77"
-    assert len(row["request_id"]) == 26
+    assert len(row["request_id"]) == 18
 
 
 async def test_coding_tools_are_known_by_their_user_agent(
@@ -435,7 +455,7 @@ async def test_what_the_upstream_calls_the_call_is_kept(
     row = await metered(gateway)
     assert (row["upstream_request_id"], row["http_status"]) == ("req_01", 200)
     assert (row["finish_reason"], row["client_status"]) == ("length", 200)
-    assert (row["usage_source"], row["total_tokens"]) == ("none", None)
+    assert row["usage_source"] == "estimated"
 
 
 async def test_several_choices_are_one_answer(gateway: Gateway, upstream: Upstream) -> None:
@@ -475,8 +495,8 @@ async def test_absurd_usage_is_not_believed(gateway: Gateway, upstream: Upstream
     ):
         upstream.script = completion(usage=told)
         row = await metered(gateway)
-        assert row["status"] == "success"
-        assert row["input_tokens"] is None
+        assert (row["status"], row["usage_source"]) == ("success", "estimated")
+        assert row["total_tokens"] < 20
 
 
 async def test_the_rest_of_the_statistics_agree_with_the_rows(

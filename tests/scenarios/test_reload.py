@@ -15,7 +15,7 @@ import httpx
 import yaml
 
 from tests.gateway import lab, migrated
-from tests.scenarios.test_shutdown import Process, run
+from tests.process import Process, run
 from tests.upstream import Exchange, Upstream, completion, error, event, words
 
 MASTER = {"authorization": "Bearer tk-master-canary-1"}

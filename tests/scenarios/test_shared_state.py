@@ -30,7 +30,7 @@ ROUTING = {
 
 
 def shared(gateway: Gateway) -> Any:
-    return gateway.app.state.reload.__self__._shared
+    return gateway.app.state.reload.__self__._company.shared
 
 
 PROVIDERS = ("requests", "tokens", "refused", "probed", "left", "ordered")
@@ -236,3 +236,22 @@ async def test_a_server_that_freezes_is_done_without_and_comes_back(
     assert "as one of 2" in said
     assert "is back" in said
     assert "canary" not in said
+
+
+async def test_both_show_the_newest_calls_of_both(both: Whole) -> None:
+    one, other, upstream = both
+    upstream.script = completion("Hi")
+    names = [
+        (await gateway.chat("left/json")).headers["x-request-id"] for gateway in (one, other, one)
+    ]
+
+    async def shown(gateway: Gateway) -> list[str]:
+        calls = (await gateway.client.get("/stats/recent?provider=left&limit=3")).json()["data"]
+        return [call["request_id"] for call in calls]
+
+    await soon(lambda: _equal(shown(one), names[::-1]))
+    assert await shown(other) == names[::-1]
+
+
+async def _equal(found: Awaitable[list[str]], expected: list[str]) -> bool:
+    return await found == expected

@@ -9,94 +9,21 @@ import shutil
 import signal
 import socket
 import sqlite3
-import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
+from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
-import yaml
 
-from tests.gateway import Line, lab, migrated
+from tests.gateway import migrated
+from tests.process import CHAT, process, run
 from tests.upstream import Upstream, completion, error, hang, stream, words
-
-ROOT = Path(__file__).parents[2]
-CHAT = {"messages": [{"role": "user", "content": "prompt-canary-91"}]}
-
-
-class Process:
-    """A running gateway. ``stop`` signals it, and gives what it said on stderr as lines."""
-
-    def __init__(self, process: asyncio.subprocess.Process, url: str, database: Path) -> None:
-        self.process = process
-        self.url = url
-        self.database = database
-
-    def signal(self, number: signal.Signals = signal.SIGTERM) -> None:
-        self.process.send_signal(number)
-
-    async def ended(self) -> list[str]:
-        """Waits for the end, which must be a good one."""
-        _, said = await asyncio.wait_for(self.process.communicate(), 20)
-        assert self.process.returncode == 0, said.decode()
-        return said.decode().splitlines()
-
-    async def dial(self, body: dict[str, Any] | bytes, length: int | None = None) -> Line:
-        port = int(self.url.rsplit(":", 1)[1])
-        line = Line(*await asyncio.open_connection("127.0.0.1", port))
-        payload = body if isinstance(body, bytes) else json.dumps(body).encode()
-        size = len(payload) if length is None else length
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {size}"
-        key = "authorization: Bearer tk-master-canary-1"
-        line.writer.write(f"{head}\r\n{key}\r\n\r\n".encode() + payload)
-        return line
-
-    def select(self, sql: str) -> list[dict[str, Any]]:
-        connection = sqlite3.connect(self.database)
-        connection.row_factory = sqlite3.Row
-        try:
-            return [dict(row) for row in connection.execute(sql)]
-        finally:
-            connection.close()
-
-
-@asynccontextmanager
-async def process(folder: Path, upstream: Upstream, **server: Any) -> AsyncIterator[Process]:
-    database = folder / "calls.db"
-    shutil.copy(await migrated(), database)
-    config = {
-        "server": {"port": 0, **server},
-        "auth": {"master_key": "tk-master-canary-1"},
-        "providers": {"lab": lab(upstream.url, "sk-key-canary-22")},
-        "models": {"fast": {"targets": ["lab/json"]}},
-        "telemetry": {"database_url": f"sqlite+aiosqlite:///{database}"},
-    }
-    (folder / "t.yaml").write_text(yaml.safe_dump(config))
-    started = await run("serve", "--config", str(folder / "t.yaml"), cwd=folder)
-    try:
-        assert started.stdout is not None
-        first = await asyncio.wait_for(started.stdout.readline(), 20)
-        yield Process(started, first.decode().split()[-1], database)
-    finally:
-        if started.returncode is None:
-            started.kill()
-            await started.communicate()
 
 
 def stored(folder: Path) -> bytes:
-    return b"".join(path.read_bytes() for path in folder.glob("calls.db*"))
-
-
-async def run(*words: str, cwd: Path) -> asyncio.subprocess.Process:
-    return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "proxy", *words),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env={"PYTHONPATH": str(ROOT)},
-        cwd=cwd,
-    )
+    """The database, what SQLite keeps beside it, and the journal."""
+    files = [*folder.glob("calls.db*"), *folder.glob("calls.db.state/**/*")]
+    return b"".join(path.read_bytes() for path in files if path.is_file())
 
 
 async def test_a_stop_under_load_loses_no_row(upstream: Upstream, tmp_path: Path) -> None:
@@ -180,7 +107,8 @@ async def test_what_does_not_end_is_cut_and_kept_as_interrupted(
     assert len(rows) == 22
     for row in rows[2:]:
         assert (row["status"], row["client_status"], row["is_final"]) == ("error", 200, 1)
-        assert (row["output_tokens"], row["usage_source"]) == (2, "estimated")
+        assert row["usage_source"] == "estimated"
+        assert 0 < row["output_tokens"] <= 2  # by whether a vocabulary is installed
     assert "Traceback" not in said, said
 
 
@@ -296,7 +224,7 @@ async def test_a_bad_configuration_is_a_line_for_each_mistake(tmp_path: Path) ->
     assert not (tmp_path / "data").exists()
 
 
-@pytest.mark.parametrize("words", [["--workers", "2"], ["--config", "nowhere.yaml"]])
+@pytest.mark.parametrize("words", [["--workers", "0"], ["--config", "nowhere.yaml"]])
 async def test_what_cannot_be_served_is_one_line(tmp_path: Path, words: list[str]) -> None:
     started = await run("serve", *words, cwd=tmp_path)
     _, said = await asyncio.wait_for(started.communicate(), 20)

@@ -23,7 +23,8 @@ def test_what_was_put_in_comes_out_once() -> None:
     box.settle(off(1))
     assert box
     assert box.urgent
-    assert box.take() == (["b"], [rest("a")], [off(1)])
+    box.row(b"{}")
+    assert box.take() == (["b"], [rest("a")], [off(1)], [b"{}"])
     assert not box
 
 
@@ -38,10 +39,10 @@ def test_a_lift_ends_the_rest_before_it_and_not_the_one_after() -> None:
     box = Outbox()
     box.rest(rest("a"), 0)
     box.lift(["a"])
-    assert box.take() == (["a"], [], [])
+    assert box.take() == (["a"], [], [], [])
     box.lift(["a"])
     box.rest(rest("a"), 0)
-    assert box.take() == (["a"], [rest("a")], [])
+    assert box.take() == (["a"], [rest("a")], [], [])
 
 
 def test_two_rests_of_one_place_become_the_longer() -> None:
@@ -58,16 +59,17 @@ def test_the_longer_rest_has_the_larger_count() -> None:
     assert longer(rest("a", 4, 3), rest("a", 5, 2)) == rest("a", 5, 3)
 
 
-def test_what_comes_back_is_sent_again_but_for_settlements() -> None:
+def test_what_comes_back_is_sent_again_but_for_settlements_and_rows() -> None:
     box = Outbox()
     box.rest(rest("a"), 0)
     box.rest(rest("b"), 0)
     box.lift(["c"])
     box.settle(off(1))
+    box.row(b"{}")
     batch = box.take()
     box.lift(["b"])
     box.put_back(batch)
-    assert box.take() == (["c", "b"], [rest("a")], [])
+    assert box.take() == (["c", "b"], [rest("a")], [], [])
 
 
 def test_what_was_published_is_published_again_until_it_is_lifted_or_gone() -> None:
@@ -104,7 +106,7 @@ def test_it_is_bounded_and_the_oldest_goes() -> None:
         box.lift([f"l{number}"])
     for number in range(module.SETTLEMENTS + 1):
         box.settle(off(number))
-    lifts, rests, offs = box.take()
+    lifts, rests, offs, _ = box.take()
     assert (lifts[0], len(lifts)) == ("l1", module.PLACES)
     assert (rests[0].place, len(rests)) == ("1", module.BATCH)
     assert (offs[0].difference, len(offs)) == (1, module.BATCH)
@@ -112,3 +114,14 @@ def test_it_is_bounded_and_the_oldest_goes() -> None:
     while box:
         sent += len(box.take().rests)
     assert sent == module.PLACES
+
+
+def test_of_too_many_rows_the_oldest_is_left_out() -> None:
+    box = Outbox()
+    for number in range(module.ROWS + 1):
+        box.row(b"%d" % number)
+    rows: list[bytes] = []
+    while batch := box.take().rows:
+        assert len(batch) <= module.BATCH
+        rows += batch
+    assert (rows[0], len(rows)) == (b"1", module.ROWS)

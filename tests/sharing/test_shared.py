@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from proxy.sharing import outbox
+from proxy.sharing import calls, outbox
 from proxy.sharing import shared as module
 from proxy.sharing.calls import Call
 from proxy.sharing.types import Rest, WindowClaim
@@ -363,3 +363,28 @@ async def test_while_the_server_is_away_the_queues_stay_bounded(server: Server) 
     assert len(node.places) == outbox.PLACES
     loop.cancel()
     await node.shared.close()
+
+
+async def test_all_nodes_show_the_newest_rows_of_all(url: str, prefix: str, join: Join) -> None:
+    one, other = [await join(url, prefix=prefix, timeout=5.0) for _ in range(2)]
+    one.shared.row(b"first")
+    assert await one.shared.newest() == [b"first"]
+    for number in range(calls.NEWEST + 10):
+        other.shared.row(b"%d" % number)
+        if number % 500 == 0:
+            await other.shared.newest()
+    await until(lambda: not other.shared._outbox)
+    rows = await one.shared.newest()
+    assert rows is not None
+    assert (rows[0], rows[-1], len(rows)) == (b"1009", b"10", calls.NEWEST)
+    assert rows == await other.shared.newest()
+
+
+async def test_without_a_server_nobody_knows_the_newest_rows(server: Server, join: Join) -> None:
+    node = await join(server.url)
+    node.shared.row(b"told")
+    assert await node.shared.newest() == [b"told"]
+    server.kill()
+    assert await node.shared.newest() is None
+    node.shared.row(b"lost")
+    assert await node.shared.newest() is None

@@ -130,12 +130,12 @@ WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p') AND NOT re
 
 
 def columns(where: Path | str) -> list[Described]:
-    """All that is stored."""
+    """All that is shown; X_kept is how X is stored."""
     rows = select(where, _POSTGRESQL_COLUMNS if isinstance(where, str) else _SQLITE_COLUMNS)
     return [
         Described(**row | {"default": (row["default"] or "").partition("::")[0].strip("'")})
         for row in rows
-        if row["table"] != "alembic_version"
+        if row["table"] != "alembic_version" and not row["name"].endswith("_kept")
     ]
 
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import gzip
 import json
 import re
+from base64 import b64decode
 from datetime import datetime
 from importlib import import_module
 from importlib.util import find_spec
 from io import BytesIO
 from typing import Any
 
-from sqlalchemy import Boolean, Column, Double, Integer, Table
+from sqlalchemy import Boolean, Column, Double, Integer, LargeBinary, Table
 
+from proxy.store.columns import Instant
 from proxy.store.pages import Row
-from proxy.store.tables import Instant
 
 AVAILABLE = ["jsonl.gz", "csv", *(["parquet"] if find_spec("pyarrow") else [])]
 """The formats that can be written here; pyarrow is larger than all the rest and not required."""
@@ -26,12 +27,6 @@ def read(form: str, table: Table, data: bytes) -> list[Row]:
     """The rows as the store holds them."""
     rows = READERS[form](data)
     return [{name: _value(table.c[name], value) for name, value in row.items()} for row in rows]
-
-
-def writable(table: Table, rows: list[Row]) -> list[Row]:
-    """The rows without what the database computes by itself."""
-    computed = {column.name for column in table.c if column.computed is not None}
-    return [{name: row[name] for name in row if name not in computed} for row in rows]
 
 
 def _jsonl(data: bytes) -> list[Row]:
@@ -62,6 +57,8 @@ def _value(column: Column[Any], value: Any) -> Any:
     if isinstance(kind, Instant):
         moment = datetime.fromisoformat(value) if isinstance(value, str) else value
         return round(moment.timestamp() * 1000)
+    if isinstance(kind, LargeBinary) and isinstance(value, str):
+        return bytes.fromhex(value[2:]) if value.startswith("\\x") else b64decode(value)
     if isinstance(value, str):  # CSV
         if isinstance(kind, Boolean):
             return {"true": True, "false": False}[value]

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from proxy.clients import Client, Secret
+from proxy.content import ContentRecord, pack
+from proxy.sample import GpuSample, HostSample
+from proxy.store.clients import ClientTable
+from proxy.store.engine import Store
 from proxy.store.events import EventRecord
-from proxy.types import (
-    BreakerRecord,
-    CooldownRecord,
-    FaultRecord,
-    GpuSample,
-    HostSample,
-    ModelInfo,
-)
+from proxy.types import BreakerRecord, CooldownRecord, FaultRecord, ModelInfo
 from tests.store.rows import call, failed
+
+MOVES = {"segment": (0, 100)}
+"""How far the journal was taken in, for the table that has that."""
 
 NOON = 1_735_732_800_123
 """2025-01-01T12:00:00.123Z."""
+
+
+def content(request_id: str, at: int, request: str = "Hi", answer: str = "Ho") -> ContentRecord:
+    return ContentRecord(request_id, 1, at, pack(request), 2, False, pack(answer), 2, True)
 
 
 def everything(at: int, model: str = "llama") -> list[object]:
@@ -28,4 +33,11 @@ def everything(at: int, model: str = "llama") -> list[object]:
         BreakerRecord("groq", model, "closed", "open", "server_error", at + 10_000, 1, at),
         [ModelInfo("groq", model, {"id": model}, loaded_at=at)],
         EventRecord(f"e-{model}", at, "cache_hit", 1.0),
+        content(f"c-{model}", at),
     ]
+
+
+async def let_in(store: Store, at: int = NOON) -> None:
+    """A client with a key, which no batch brings."""
+    client = Client(id=f"ck-{at}", name="ann", created_at=at)
+    await ClientTable(store).create(client, Secret(f"d-{at}", client.id, at))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select, text
 
+from proxy.sample import GpuSample, HostSample
 from proxy.store import calls, groups, knocking, retention, schema, series, sizes, state
 from proxy.store.address import StoreError
 from proxy.store.engine import READERS, WRITERS, Store
@@ -27,8 +28,6 @@ from proxy.types import (
     CooldownRecord,
     CountRecord,
     FaultRecord,
-    GpuSample,
-    HostSample,
     LiftRecord,
     ModelInfo,
     SwitchRecord,
@@ -36,6 +35,7 @@ from proxy.types import (
 from tests.postgres_server import server
 from tests.store.databases import REACHABLE, database, migrated
 from tests.store.rows import call, failed, read
+from tests.store.stories import content, let_in
 from tests.turnstile import turnstile
 
 NOON = 1_735_732_800_123
@@ -68,12 +68,14 @@ STORY = [
     HostSample(NOON, 1, cpu_percent=1.5, gpus=(GpuSample(0, name="fake"),)),
     [ModelInfo("groq", "llama", {"id": "llama"}, loaded_at=NOON)],
     EventRecord("e", NOON, "hit"),
+    content("r", NOON),
 ]
 
 
 async def test_the_story(store: Store) -> None:
     await store.write(STORY)
     await store.write(STORY[:4])
+    await let_in(store)
     async with store.reader() as connection:
         page, _ = await calls.page(connection, window(), 2, None)
         whole = await groups.whole(connection, window())
@@ -99,7 +101,9 @@ async def test_the_story(store: Store) -> None:
     }
     assert {table["name"]: table["rows"] for table in found["tables"]} == {
         **dict.fromkeys(metadata.tables, 1),
+        **{"journal_positions": 0},
         **{"api_calls": 4, "errors": 3, "rate_limits": 4, "tps_metrics": 5, "running_figures": 6},
+        **{"rollups_minute": 0, "rollups_hour": 0, "rollups_day": 6, "rollup_series": 6},
     }
 
 
@@ -141,7 +145,7 @@ async def test_bad_values_cost_only_themselves(store: Store) -> None:
 async def test_old_rows_go(store: Store) -> None:
     await store.write(STORY)
     of_limits, of_health = 3, 1 + 1  # and not the key that an operator took out
-    gone = 4 + 3 + 1 + 1 + 5 + 1 + of_limits + of_health
+    gone = 4 + 3 + 1 + 1 + 5 + 1 + 1 + of_limits + of_health
     assert await retention.prune(store, 1, NOON + 2 * 86_400_000) == gone
     assert [row["limit_type"] for row in await read(store, rate_limits)] == ["disabled"]
 

@@ -56,6 +56,17 @@ async def test_a_locked_database_is_told_and_written_later(store: Store, path: P
     assert len(rows(path, "SELECT * FROM api_calls")) == 1
 
 
+async def test_it_can_be_opened_while_another_process_writes(path: Path) -> None:
+    other = Store(f"sqlite+aiosqlite:///{path}")
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        await other.open()
+        async with other.reader() as reader:
+            assert await reader.scalar(select(func.count()).select_from(api_calls)) == 0
+        connection.execute("COMMIT")
+    await other.close()
+
+
 async def test_a_database_that_cannot_be_opened_is_opened_by_a_later_write(
     path: Path, tmp_path: Path
 ) -> None:
@@ -86,5 +97,5 @@ async def test_a_closed_store_can_be_opened_again(store: Store, path: Path) -> N
 
 async def test_pragmas_hold_on_every_connection(store: Store) -> None:
     async with store.reader() as connection:
-        for pragma, value in {"journal_mode": "wal", "foreign_keys": 1, "synchronous": 1}.items():
+        for pragma, value in {"journal_mode": "wal", "foreign_keys": 1, "synchronous": 2}.items():
             assert await connection.scalar(text(f"PRAGMA {pragma}")) == value

@@ -75,5 +75,4 @@ async def test_a_window_is_found_by_an_index(store: Store) -> None:
         query = select(api_calls).where(*where(api_calls, anything(start=1)))
         assert "USING INDEX ix_api_calls_timestamp" in await plan(connection, query)
         query = query.where(api_calls.c.provider == "groq", api_calls.c.model == "llama")
-        steps = await plan(connection, query)
-        assert "USING INDEX ix_api_calls_provider_model_timestamp" in steps
+        assert "USING INDEX ix_api_calls_timestamp" in await plan(connection, query)

@@ -68,7 +68,7 @@ async def test_keys_are_named_by_provider_and_name_and_a_keyless_one_by_none(sto
 
 
 async def test_errors_are_found_by_the_index_of_failures(store: Store) -> None:
-    _, conditions = groups.GROUPS["errors"]
-    query = select(api_calls).where(api_calls.c.timestamp >= 1, *conditions)
+    _, failed_only = groups.GROUPS["errors"]
+    query = select(api_calls).where(api_calls.c.timestamp >= 1, *failed_only(api_calls.c))
     async with store.reader() as connection:
         assert "ix_api_calls_unsuccessful" in await plan(connection, query)

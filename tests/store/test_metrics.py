@@ -6,15 +6,16 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import text
+from sqlalchemy import delete
 
 from proxy.store.engine import Store
 from proxy.store.metrics import known_sum, measure
+from proxy.store.rollups import GRAINS
 from proxy.store.tables import api_calls
 from tests.store.rows import anything, call, failed
 
 
-async def measures(store: Store, *by: Any) -> list[dict[str, Any]]:
+async def measures(store: Store, *by: str) -> list[dict[str, Any]]:
     async with store.reader() as connection:
         return await measure(connection, anything(), by)
 
@@ -40,7 +41,7 @@ async def test_an_empty_database_has_zeros_and_nulls(store: Store) -> None:
         "ttft_ms": nothing,
         "tokens_per_second": nothing,
     }
-    assert await measures(store, api_calls.c.provider) == []
+    assert await measures(store, "provider") == []
 
 
 async def test_requests_are_counted_by_their_final_rows(store: Store) -> None:
@@ -60,7 +61,7 @@ async def test_requests_are_counted_by_their_final_rows(store: Store) -> None:
     assert [whole[name] for name in counts] == [5, 7, 2, 1, 1, 1, 1]
     assert whole["success_rate"] == pytest.approx(2 / 3)
     assert whole["unpriced"] == 1
-    groq, gemini, none = await measures(store, api_calls.c.provider)
+    groq, gemini, none = await measures(store, "provider")
     assert (groq["provider"], groq["requests"], groq["attempts"]) == ("groq", 3, 4)
     assert (gemini["provider"], gemini["requests"], gemini["attempts"]) == ("gemini", 1, 2)
     assert (none["provider"], none["rejected"]) == ("", 1)
@@ -91,7 +92,8 @@ async def test_one_value_is_every_percentile(store: Store) -> None:
 @given(values=st.lists(st.floats(0, 1e6), min_size=2, max_size=60))
 async def test_percentiles_are_those_of_the_textbook(store: Store, values: list[float]) -> None:
     async with (await store.writer()).begin() as connection:
-        await connection.execute(text("DELETE FROM api_calls"))
+        for table in (api_calls, *(grain.table for grain in GRAINS)):
+            await connection.execute(delete(table))
     await store.write([call(time_to_first_token_ms=value) for value in values])
     (whole,) = await measures(store)
     hundredths = statistics.quantiles(values, n=100, method="inclusive")

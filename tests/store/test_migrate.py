@@ -5,6 +5,7 @@ import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from alembic import command
 from alembic.autogenerate import compare_metadata
@@ -14,11 +15,21 @@ from sqlalchemy import Connection, create_engine, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
-from proxy.store import breakers, migrate, rests, schema
+from proxy.clock import now_ms
+from proxy.store import breakers, codes, migrate, records, rests, schema
 from proxy.store.engine import Store
-from proxy.store.tables import api_calls, metadata, provider_health, rate_limits
-from proxy.types import BreakerRecord, CooldownRecord
-from tests.store.rows import call, read
+from proxy.store.tables import (
+    api_calls,
+    metadata,
+    provider_health,
+    rate_limits,
+    rollup_series,
+    rollups_day,
+    rollups_hour,
+    rollups_minute,
+)
+from proxy.types import BreakerRecord, CallRecord, CooldownRecord
+from tests.store.rows import call, failed, read, rows
 
 
 def _start(path: Path) -> subprocess.Popen[str]:
@@ -39,6 +50,7 @@ def _ddl(path: Path) -> set[str]:
     with closing(sqlite3.connect(path)) as connection:
         found = connection.execute(
             "SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL AND type != 'view'"
+            " AND name != 'api_calls'"
         )
         return {" ".join(sql.split()) for (sql,) in found if "alembic" not in sql}
 
@@ -51,7 +63,8 @@ def test_the_migrated_schema_is_the_tables(path: Path, tmp_path: Path) -> None:
             if each == made:
                 metadata.create_all(connection)
                 connection.commit()
-            context = MigrationContext.configure(connection, opts={"compare_type": True})
+            options = {"compare_type": True, "include_object": _is_shown}
+            context = MigrationContext.configure(connection, opts=options)
             assert compare_metadata(context, metadata) == []
     statements, expected = ({_in_order(sql) for sql in _ddl(each)} for each in (path, made))
     assert statements == expected
@@ -60,6 +73,26 @@ def test_the_migrated_schema_is_the_tables(path: Path, tmp_path: Path) -> None:
 def _in_order(sql: str) -> str:
     """A statement with its parts sorted: constraints may stand in any order."""
     return "|".join(sorted(part.strip(" ()") for part in sql.split(", ")))
+
+
+def _is_shown(_thing: Any, name: str | None, kind: str, _reflected: bool, _other: Any) -> bool:
+    """What ``proxy.store.codes`` keeps of calls is how others of their columns are stored."""
+    return kind != "column" or not (name or "").endswith("_kept")
+
+
+def test_calls_look_the_same_however_they_are_kept(migrated: Path, tmp_path: Path) -> None:
+    made = tmp_path / "made.db"
+    engine = create_engine(f"sqlite:///{made}", poolclass=NullPool)
+    metadata.create_all(engine)
+    looks = []
+    for path in (made, migrated):
+        with closing(sqlite3.connect(path)) as connection:
+            found = connection.execute(
+                'SELECT name, type, "notnull" FROM pragma_table_xinfo(?)', ("api_calls",)
+            )
+            looks.append({row for row in found if not row[0].endswith("_kept")})
+    assert looks[0] == looks[1]
+    assert len(looks[0]) == len(api_calls.c)
 
 
 def test_the_head_is_the_newest_revision() -> None:
@@ -133,6 +166,39 @@ async def test_a_database_of_the_first_revision_goes_on_with_its_rows(empty: str
     await store.close()
 
 
+def _inserted(url: str, record: CallRecord) -> str:
+    """The statement that writes a call's row, in the words of revision 0004."""
+
+    def literal(name: str, value: object) -> str:
+        if name in ("timestamp", "finished_at") and url.startswith("postgresql"):
+            return f"to_timestamp({value} / 1000.0)"
+        return f"'{value}'" if isinstance(value, str) else str(value)
+
+    values = dict(zip(records.COLUMNS, records.row(record), strict=True))
+    known = {name: literal(name, value) for name, value in values.items() if value is not None}
+    return f"INSERT INTO api_calls ({', '.join(known)}) VALUES ({', '.join(known.values())})"
+
+
+async def test_calls_of_before_the_rollups_are_counted_in_them(empty: str, either: Store) -> None:
+    now, day = now_ms(), 86_400_000
+    calls = [
+        call(timestamp=now - round(ago * day), model=model, cost_nano_usd=n or None)
+        for n, ago in enumerate((0, 0, 0.01, 0.02, 1, 1.04, 2.5, 40, 40, 399, 600))
+        for model in ("llama", "qwen")
+    ]
+    calls += [failed(timestamp=now - 41 * day), failed("rate_limit", is_final=False)]
+    await _upgraded(empty, "0004", *(_inserted(empty, each) for each in reversed(calls)))
+    old = Store(empty)
+    await old.open()
+    await either.write(calls)
+    for table in (rollup_series, rollups_minute, rollups_hour, rollups_day):
+        key = [column.name for column in table.primary_key]
+        filled, written = await read(old, table, *key), await read(either, table, *key)
+        assert filled == written
+        assert filled
+    await old.close()
+
+
 def test_space_of_deleted_rows_can_be_given_back(path: Path) -> None:
     with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("PRAGMA auto_vacuum").fetchone() == (2,)
@@ -164,3 +230,50 @@ def test_what_is_no_database_is_told_in_one_line(tmp_path: Path) -> None:
     said = child.communicate()[1]
     assert child.returncode == 1
     assert said == f"cannot set up the database {path}: file is not a database\n"
+
+
+_WORDS = {
+    "status": codes.WORDS["status"],
+    "error_reason": (*codes.WORDS["error_reason"], None),
+    "usage_source": codes.WORDS["usage_source"],
+    "cost_source": codes.WORDS["cost_source"],
+    "endpoint": (*codes.WORDS["endpoint"], "/v1/elsewhere", "0"),
+    "finish_reason": (*codes.WORDS["finish_reason"], "tired", "1", None),
+    "privacy_level": (*codes.WORDS["privacy_level"], "odd"),
+    "requested_model": ("llama", "groq/llama", "fast", "0", None),
+    "response_time_ms": (0, 0.001, 990.5, 1 / 3, 3e15, 1e300, None),
+    "temperature": (0.7, 0.1 + 0.2, 2, 1e22, 5e-324, None),
+    "cost_estimate_usd": (0, 1e-9, 1.154e-05, 12345.678901234, None),
+    "trace_id": ("4bf92f3577b34da6a3ce929d0e0e4736", None),
+    "added": ("by somebody else", None),
+}
+
+
+async def test_calls_of_before_look_as_they_did_in_less_room(tmp_path: Path) -> None:
+    """Every value that is kept otherwise now, and a column that is not known here."""
+    path = tmp_path / "old.db"
+    url = f"sqlite+aiosqlite:///{path}"
+    most = max(map(len, _WORDS.values()))
+    values = [[words[row % len(words)] for words in _WORDS.values()] for row in range(most)]
+    await _upgraded(url, "0004", "ALTER TABLE api_calls ADD COLUMN added TEXT")
+    with closing(sqlite3.connect(path)) as connection, connection:
+        for row, of_call in enumerate(values):
+            connection.execute(
+                "INSERT INTO api_calls (request_id, attempt, is_final, timestamp, finished_at,"
+                f" provider, model, is_stream, {', '.join(_WORDS)})"
+                f" VALUES (?, 1, 1, 5, 6, 'groq', 'llama', 0, {', '.join('?' * len(_WORDS))})",
+                (f"r{row}", *of_call),
+            )
+    names = ", ".join(["id", *(f"{name}, typeof({name})" for name in (*_WORDS, "success"))])
+    asked = f"SELECT {names} FROM api_calls ORDER BY id"
+    views = "SELECT * FROM invocations JOIN inference_metrics USING (id) ORDER BY id"
+    before = [rows(path, query) for query in (asked, views)]
+    assert len(before[0]) == len(before[1]) == most
+    store = Store(url)
+    await store.open()
+    assert [rows(path, query) for query in (asked, views)] == before
+    [kept] = rows(path, "SELECT sum(typeof(status_kept) = 'integer') AS n FROM api_calls")
+    assert kept["n"] == most
+    await store.write([call(request_id="r0"), call(request_id="new")])
+    assert len(rows(path, "SELECT * FROM api_calls")) == most + 1
+    await store.close()

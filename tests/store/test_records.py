@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from proxy.sample import GpuSample, HostSample
 from proxy.store.engine import Store
 from proxy.store.events import EventRecord
 from proxy.store.records import COLUMNS, Batch, row
@@ -14,8 +15,6 @@ from proxy.types import (
     CooldownRecord,
     CountRecord,
     FaultRecord,
-    GpuSample,
-    HostSample,
     LiftRecord,
     ModelInfo,
     SwitchRecord,

@@ -6,25 +6,30 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import insert, select
 
 from proxy.clock import now_ms
+from proxy.content import pack
 from proxy.store import retention
 from proxy.store.address import StoreError
 from proxy.store.archive import Archive, ArchiveError
 from proxy.store.engine import Store
-from proxy.store.tables import api_calls, metadata
+from proxy.store.tables import api_calls, metadata, rollups_day, rollups_hour, rollups_minute
 from proxy.types import CallRecord, SwitchRecord
 from tests.store.databases import REACHABLE, database
 from tests.store.reading import read
 from tests.store.rows import call, rows
-from tests.store.stories import NOON, everything
+from tests.store.rows import read as read_table
+from tests.store.stories import NOON, content, everything, let_in
 
 DAY = 86_400_000
-AGING = {age.table.name for age in retention.AGES}
-KEPT = {"daily_costs", "models"}
+ROLLED = {"rollups_minute", "rollups_hour"}
+AGING = {age.table.name for age in (*retention.AGES, *retention.CONTENTS)} - ROLLED
+KEPT = {"daily_costs", "models", "client_keys", "client_secrets", "rollup_series", "rollups_day"}
 PASSING = {"running_figures"}
 """Rows that go by themselves, within the hour."""
+JOURNAL = {"journal_positions"}
+"""A row goes with its segment."""
 
 
 def count(path: Path, table: str) -> int:
@@ -32,7 +37,7 @@ def count(path: Path, table: str) -> int:
 
 
 def test_every_table_has_its_age_or_is_kept_for_ever() -> None:
-    assert metadata.tables.keys() == AGING | KEPT | PASSING
+    assert metadata.tables.keys() == AGING | ROLLED | KEPT | PASSING | JOURNAL
 
 
 async def test_what_is_old_goes_from_every_table_but_costs_and_models(
@@ -40,6 +45,7 @@ async def test_what_is_old_goes_from_every_table_but_costs_and_models(
 ) -> None:
     now = now_ms()
     await store.write(everything(now - 31 * DAY, "old") + everything(now, "new"))
+    await let_in(store, now - 31 * DAY)
     before = {table: count(path, table) for table in (*AGING, *KEPT)}
     assert all(before.values())
     assert await retention.prune(store, 0, now) == 0
@@ -50,6 +56,23 @@ async def test_what_is_old_goes_from_every_table_but_costs_and_models(
     assert all(after[table] == before[table] for table in KEPT)
     (left,) = rows(path, "SELECT DISTINCT model FROM api_calls")
     assert left["model"] == "new"
+
+
+@pytest.mark.parametrize("days", [0, 30])
+async def test_rollups_go_at_their_own_age(either: Store, days: int) -> None:
+    now = now_ms()
+    ages = {"minute": 47, "hour": 399 * 24}  # hours; then beyond
+    await either.write([call(timestamp=now - hours * DAY // 24) for hours in (0, *ages.values())])
+    async with (await either.writer()).begin() as connection:
+        for span, hours in ages.items():
+            table = metadata.tables[f"rollups_{span}"]
+            oldest = select(table).order_by(table.c.start).limit(1)
+            (row,) = (await connection.execute(oldest)).mappings()
+            older = dict(row) | {"start": now - (hours + 25) * DAY // 24}
+            await connection.execute(insert(table), older)
+    assert await retention.prune(either, days, now) >= 2
+    for table, left in ((rollups_minute, 2 * 2), (rollups_hour, 3 * 2), (rollups_day, 3 * 2)):
+        assert len(await read_table(either, table)) == left
 
 
 async def test_health_that_nothing_touched_goes(store: Store, path: Path) -> None:
@@ -73,14 +96,14 @@ async def test_many_rows_go_in_chunks_and_the_file_shrinks(
 ) -> None:
     monkeypatch.setattr(retention, "_PAUSE", 0)
     old = now_ms() - 40 * DAY
-    await store.write([call(timestamp=old) for _ in range(1201)])
+    await store.write([call(timestamp=old) for _ in range(2401)])
 
     def pages() -> int:
         with closing(sqlite3.connect(path)) as connection:
             return int(connection.execute("PRAGMA page_count").fetchone()[0])
 
     full = pages()
-    assert await retention.run(store, 30) >= 1201
+    assert await retention.run(store, 30) >= 2401
     assert count(path, "api_calls") == 0
     assert pages() < full / 2
 
@@ -167,7 +190,7 @@ async def test_after_a_crash_every_row_is_there_once(
 
     async def crash(*args: Any) -> int:
         steps[0] += 1
-        if steps[0] == 2:
+        if steps[0] == 3:  # the first looks for contents
             raise OSError("the power went")
         return await delete(*args)
 
@@ -205,7 +228,7 @@ async def test_without_its_archive_nothing_goes_and_the_log_says_so_once(
     store: Store, path: Path, archive: Archive, caplog: pytest.LogCaptureFixture
 ) -> None:
     await store.write(everything(now_ms() - 40 * DAY))
-    before = {table: count(path, table) for table in metadata.tables}
+    before = {table: count(path, table) for table in metadata.tables} | {"call_contents": 0}
     archive.folder.write_text("no folder")
     for _ in range(3):
         with pytest.raises(ArchiveError):
@@ -226,3 +249,38 @@ async def test_what_would_go_is_what_goes(store: Store, archive: Archive) -> Non
         steps: list[int] = []
         assert await retention.let_go(store, before, kept, steps.append) == sum(found.values())
         assert sum(steps) == sum(found.values())
+
+
+@pytest.mark.parametrize(
+    ("days", "content_days", "left"),
+    [(30, 7, [6]), (3, 7, []), (0, 7, [6]), (30, 0, [6, 8, 29]), (0, 0, [6, 8, 29, 31])],
+)
+async def test_contents_go_before_their_calls(
+    store: Store, path: Path, days: int, content_days: int, left: list[int]
+) -> None:
+    now = now_ms()
+    ages = (6, 8, 29, 31)
+    await store.write([call(timestamp=now - age * DAY) for age in ages])
+    await store.write([content(f"r{age}", now - age * DAY) for age in ages])
+    await retention.prune(store, days, now, content_days=content_days)
+    kept = rows(path, "SELECT request_id FROM call_contents ORDER BY timestamp DESC")
+    assert [row["request_id"] for row in kept] == [f"r{age}" for age in left]
+    assert count(path, "api_calls") == sum(not days or age < days for age in ages)
+
+
+async def test_contents_wait_for_no_archive(store: Store, path: Path, tmp_path: Path) -> None:
+    now = now_ms()
+    await store.write([call(timestamp=now - 40 * DAY), content("r", now - 40 * DAY)])
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(ArchiveError):
+        await retention.run(store, 30, Archive(tmp_path / "file" / "archive"), 7)
+    assert (count(path, "api_calls"), count(path, "call_contents")) == (1, 0)
+
+
+async def test_of_a_deleted_content_nothing_is_left_on_the_disk(store: Store, path: Path) -> None:
+    kept = pack("0123456789")
+    await store.write([content("r", now_ms() - 8 * DAY, "0123456789")])
+    assert kept in b"".join(file.read_bytes() for file in path.parent.glob(f"{path.name}*"))
+    await retention.prune(store, 30, now_ms(), content_days=7)
+    await store.close()  # and with it the WAL
+    assert kept not in b"".join(file.read_bytes() for file in path.parent.glob(f"{path.name}*"))

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from proxy.sample import GpuSample, HostSample
 from proxy.store.engine import Store
-from proxy.types import GpuSample, HostSample
 from tests.store.rows import rows
 
 

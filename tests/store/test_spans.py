@@ -5,12 +5,13 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
+from proxy.clock import now_ms
 from proxy.store import spans
 from proxy.store.engine import Store
 from proxy.store.spans import Span
-from proxy.store.tables import api_calls, daily_costs, metadata
+from proxy.store.tables import api_calls, call_contents, daily_costs, metadata
 from tests.store.rows import call, plan
-from tests.store.stories import NOON, everything
+from tests.store.stories import MOVES, NOON, content, everything, let_in
 
 DAY = 86_400_000
 EVER = 4_000_000_000_000
@@ -28,7 +29,8 @@ async def collected(store: Store, span: Span, size: int) -> list[dict[str, Any]]
 
 @pytest.mark.parametrize("name", metadata.tables)
 async def test_every_table_comes_whole_in_pages(store: Store, name: str) -> None:
-    await store.write(everything(NOON))
+    await store.write(everything(now_ms()), MOVES)
+    await let_in(store)
     table = metadata.tables[name]
     async with store.reader() as connection:
         whole = {tuple(row) for row in await connection.execute(select(table))}
@@ -71,3 +73,13 @@ async def test_a_page_is_found_by_the_index_and_needs_no_sorting(store: Store) -
         steps = await plan(connection, query)
     assert "ix_api_calls_timestamp" in steps
     assert "TEMP B-TREE" not in steps
+
+
+async def test_large_rows_come_in_small_pages(store: Store) -> None:
+    await store.write([content(f"r{n}", NOON + n) for n in range(60)])
+    span = Span(call_contents, 0, EVER)
+    async with store.reader() as connection:
+        first = await spans.page(connection, span)
+        rest = await spans.page(connection, span, first[-1])
+    assert (len(first), len(rest)) == (50, 10)
+    assert first[0]["request"] == "Hi"

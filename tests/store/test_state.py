@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import pytest
 
+from proxy.sample import GpuSample, HostSample
 from proxy.store import state
 from proxy.store.engine import Store
 from proxy.store.events import EventRecord
-from proxy.types import BreakerRecord, CooldownRecord, GpuSample, HostSample
+from proxy.types import BreakerRecord, CooldownRecord
 from tests.store.rows import anything, call
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
-from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -76,17 +74,9 @@ async def test_an_instant_is_text_on_sqlite_and_itself_on_postgresql(either: Sto
             assert row == {"timestamp": "2026-11-20T12:00:00.250Z", "day": "2026-11-20"}
 
 
-async def test_every_millisecond_is_shown_exactly(path: Path) -> None:
+async def test_every_millisecond_is_shown_exactly(store: Store, path: Path) -> None:
     """SQLite's dates are floating-point numbers on the way."""
-    columns = "request_id, attempt, is_final, timestamp, finished_at, endpoint, provider, model"
-    columns += ", is_stream, status, usage_source, cost_source, privacy_level"
-    values = (1, 1, 1, "/", "p", "m", 0, "success", "none", "none", "metadata")
-    with closing(sqlite3.connect(path)) as connection, connection:
-        for ms in range(1000):
-            connection.execute(
-                f"INSERT INTO api_calls ({columns}) VALUES ({', '.join('?' * 13)})",
-                (str(ms), values[0], values[1], AT - 250 + ms, *values[2:]),
-            )
+    await store.write([call(timestamp=AT - 250 + ms) for ms in range(1000)])
     found = rows(path, "SELECT timestamp FROM invocations ORDER BY id")
     assert [row["timestamp"] for row in found] == [
         f"2026-11-20T12:00:00.{ms:03}Z" for ms in range(1000)

@@ -16,7 +16,7 @@ DAY = 86_400_000
     [
         (datetime(2026, 11, 20, 12, tzinfo=UTC), NOON),
         (datetime(2026, 11, 20, 7, tzinfo=timezone(timedelta(hours=-5))), NOON),
-        (datetime(2026, 11, 20, 12), NOON),
+        (datetime(2026, 11, 20, 12), NOON),  # noqa: DTZ001 (that is what it is about)
         ("2026-11-20T12:00:00.250Z", NOON + 250),
         ("2026-11-20T12:00:00", NOON),
         (date(2026, 11, 20), MIDNIGHT),

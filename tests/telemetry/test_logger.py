@@ -20,9 +20,10 @@ from typing import Any
 import pytest
 
 from proxy.clock import now_ms, rfc3339
+from proxy.content import unpack
 from proxy.schema import TelemetrySettings
 from proxy.store.address import SchemaError, StoreError
-from proxy.telemetry import DuplicateInvocation, InvocationRecord, TelemetryLogger
+from proxy.telemetry import DuplicateInvocation, InvocationRecord, TelemetryLogger, scribe
 from proxy.telemetry import logger as logger_module
 from tests.gateway import migrated
 from tests.store.databases import REACHABLE, database
@@ -279,8 +280,8 @@ def test_statistics_are_of_the_last_days_to_the_second(telemetry: TelemetryLogge
         telemetry.get_statistics(days=-1)
 
 
-@pytest.mark.parametrize("bad", ["full", "some", ""])
-def test_a_level_that_is_not_kept_to_is_refused_at_the_start(path: Path, bad: str) -> None:
+@pytest.mark.parametrize("bad", ["some", ""])
+def test_a_level_that_there_is_not_is_refused_at_the_start(path: Path, bad: str) -> None:
     """S1-11, S1-13."""
     with pytest.raises(ValueError, match=r"^privacy_level: "):
         TelemetryLogger(path, bad)
@@ -300,6 +301,54 @@ def test_switched_off_it_keeps_nothing_and_makes_no_file(tmp_path: Path, off: An
 def test_a_record_may_be_kept_out_by_itself(telemetry: TelemetryLogger) -> None:
     telemetry.log_invocation(record(privacy_level="none"))
     assert telemetry.get_invocations() == []
+
+
+SAID = {"prompt": "What does sk-canary-1234567890abcdef open?", "response": "Nothing at all."}
+
+
+@pytest.mark.parametrize(
+    ("ours", "its", "kept"),
+    [
+        ("full", None, True),
+        ("full", "full", True),
+        ("full", "metadata", False),
+        ("metadata", None, False),
+        ("metadata", "full", False),
+    ],
+)
+@pytest.mark.parametrize("strict", [False, True])
+def test_what_was_said_is_kept_at_full_alone(
+    path: Path, ours: str, its: str | None, kept: bool, strict: bool
+) -> None:
+    """S1-12, S1-13."""
+    with TelemetryLogger(path, ours, strict=strict) as telemetry:
+        telemetry.log_invocation(record(invocation_id="r", privacy_level=its, **SAID))
+        telemetry.log_invocation(record(privacy_level=its))
+        assert telemetry.flush()
+        if not strict:
+            assert telemetry.status()["recorded"] == 2
+    levels = rows(path, "SELECT DISTINCT privacy_level AS level FROM api_calls")
+    assert [row["level"] for row in levels] == ["full" if kept else "metadata"]
+    found = rows(path, "SELECT * FROM call_contents")
+    assert [row["request_id"] for row in found] == ["r"] * kept
+    for row in found:
+        assert unpack(row["request"]) == "What does [redacted] open?"
+        assert (unpack(row["answer"]), row["answer_length"]) == ("Nothing at all.", 15)
+
+
+def test_contents_that_nobody_takes_are_bounded(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with TelemetryLogger(path, "full") as telemetry:
+        monkeypatch.setattr(scribe, "MAX_WAITING", 1)
+        telemetry.log_invocation(record(**SAID))
+        assert telemetry.flush()
+        assert (telemetry.status()["recorded"], telemetry.status()["dropped"]) == (1, 1)
+        monkeypatch.undo()
+        telemetry.log_invocation(record(**SAID))
+        assert telemetry.flush()
+        assert (telemetry.status()["recorded"], telemetry.status()["dropped"]) == (2, 1)
+    assert "rows are lost" in caplog.text
 
 
 def test_no_key_is_on_the_disk(telemetry: TelemetryLogger, path: Path) -> None:

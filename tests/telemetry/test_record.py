@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from proxy.redact import Redactor
-from proxy.telemetry.record import InvocationRecord, call, level
+from proxy.telemetry.record import InvocationRecord, call, content, level
 from proxy.types import CallRecord
 
 NOON = 1_795_176_000_000  # 2026-11-20T12:00:00Z
@@ -111,7 +111,6 @@ def test_a_status_is_one_of_five(status: str) -> None:
     [
         ("status", "failed"),
         ("error_reason", "bad luck"),
-        ("privacy_level", "full"),
         ("privacy_level", "secret"),
         ("prompt_tokens", -1),
         ("completion_tokens", 1.5),
@@ -136,12 +135,29 @@ def test_an_error_message_is_cut_and_holds_no_key() -> None:
     assert len(said.error_message) == 500
 
 
-def test_a_record_has_no_place_for_a_prompt() -> None:
-    with pytest.raises(TypeError):
-        InvocationRecord(model_name="llama", prompt="hello")  # type: ignore[call-arg]
-
-
-def test_full_is_refused_and_not_taken_for_metadata() -> None:
+def test_what_was_said_is_told_apart_from_the_row() -> None:
     """S1-13."""
-    with pytest.raises(ValueError, match="full is not for this; accepted: metadata, none"):
-        level("privacy_level", "full")
+    made = row()
+    assert made.privacy_level == "metadata"
+    assert content(made, None, None) is None
+    said = content(made, "Grüße", None)
+    assert said is not None
+    assert (said.request_id, said.attempt, said.timestamp) == (made.request_id, 1, made.timestamp)
+    assert (said.request, said.request_length) == ("Grüße".encode(), 7)
+    assert (said.answer, said.answer_length) == (None, None)
+    answered = content(made, None, "Ho")
+    assert answered is not None
+    assert (answered.request, answered.answer, answered.answer_length) == (None, b"Ho", 2)
+
+
+@pytest.mark.parametrize("name", ["metadata", "full", "none"])
+def test_there_are_three_levels(name: str) -> None:
+    level("privacy_level", name)
+
+
+def test_an_error_message_quotes_nothing_of_what_is_told_beside_it() -> None:
+    """S1-12, the error echo."""
+    said = {"prompt": "where is the gold hidden", "response": "under the old oak tree"}
+    told = "filtered: where is the gold hidden / under the old oak tree!"
+    assert row(status="error", error_message=told, **said).error_message == "filtered: […] / […]!"
+    assert row(status="error", error_message=told).error_message == told

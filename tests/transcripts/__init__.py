@@ -12,6 +12,7 @@ T9 Gemini .key .field .overloaded          T19 OpenAI stream, null usage, obfusc
 T10 OpenRouter stream, comments, cost      T20 llama.cpp stream with timings; .error (a stream)
 T11 OpenRouter error chunk, no [DONE]      T21 .vllm_key .vllm_context .llama_context .fastapi
 T22 T10 under framing torture: ``tortured()``
+T23 Ollama's own stream .text .thinking .tools .error .cut
 """
 
 from __future__ import annotations

@@ -1,0 +1,208 @@
+"""``/admin/keys``: who may come in. ``/v1/key`` and ``/v1/generation``: what a client sees of
+itself, in the shape that OpenRouter made usual."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, date, datetime, timedelta
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, ConfigDict, Field
+
+from proxy.api.body import bad, told
+from proxy.clients import Client
+from proxy.clock import now_ms, rfc3339
+from proxy.errors import ErrorReason, GatewayError
+from proxy.keys import ClientKeys, new_client
+from proxy.store import calls
+from proxy.store.address import StoreError
+from proxy.store.engine import Store
+from proxy.telemetry.dates import moment
+from proxy.types import Caller
+from proxy.when import span
+
+Text = Annotated[str, Field(min_length=1, max_length=200, pattern="^[^\x00]*$")]
+Texts = Annotated[list[Text], Field(max_length=100)]
+
+
+class NewKey(BaseModel):
+    """A client to be let in. ``models`` and ``providers`` are shell patterns."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    name: Text
+    owner: Text | None = None
+    models: Texts = []
+    providers: Texts = []
+    tags: Texts = []
+    expires_at: Text | None = None
+
+
+class Rotation(BaseModel):
+    """``grace`` is how long the key of before goes on to open, such as ``24h``."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    grace: Text = "24h"
+
+
+def clients_router(keys: ClientKeys, store: Store) -> APIRouter:
+    """``keys`` are the clients' keys; ``store`` has their calls."""
+    clients = _Clients(keys, store)
+    router = APIRouter()
+    one = "/admin/keys/{client_id}"
+    router.add_api_route("/admin/keys", clients.create, methods=["POST"], status_code=201)
+    router.add_api_route("/admin/keys", clients.listed, methods=["GET"])
+    router.add_api_route(one, clients.one, methods=["GET"])
+    router.add_api_route(one, clients.revoke, methods=["DELETE"])
+    router.add_api_route(f"{one}/rotate", clients.rotate, methods=["POST"])
+    router.add_api_route("/v1/key", clients.own, methods=["GET"])
+    router.add_api_route("/v1/generation", clients.generation, methods=["GET"])
+    return router
+
+
+class _Clients:
+    def __init__(self, keys: ClientKeys, store: Store) -> None:
+        self._keys = keys
+        self._store = store
+
+    async def create(self, request: Request) -> dict[str, Any]:
+        asked = await told(request, NewKey)
+        try:
+            expires_at = None if asked.expires_at is None else moment(asked.expires_at)
+        except ValueError as error:
+            raise bad("expires_at", str(error)) from None
+        client = new_client(**asked.model_dump(exclude={"expires_at"}), expires_at=expires_at)
+        with self._keeping():
+            key = await self._keys.create(client)
+        return {"key": key, **_shown(client)}
+
+    async def listed(self) -> dict[str, Any]:
+        return {"data": [_shown(client) for client in self._keys.all()], "next_cursor": None}
+
+    async def one(self, client_id: str) -> dict[str, Any]:
+        client = self._keys.get(client_id)
+        if client is None:
+            raise GatewayError(
+                404,
+                f"There is no client '{client_id[:100]}' here.",
+                ErrorReason.NOT_FOUND,
+                code="key_not_found",
+            )
+        return _shown(client)
+
+    async def revoke(self, client_id: str) -> dict[str, Any]:
+        with self._keeping():
+            await self._keys.revoke(client_id)
+        return await self.one(client_id)
+
+    async def rotate(self, client_id: str, request: Request) -> dict[str, Any]:
+        asked = await told(request, Rotation)
+        try:
+            grace = span(asked.grace)
+        except ValueError as error:
+            raise bad("grace", str(error)) from None
+        with self._keeping():
+            key = await self._keys.rotate(client_id, grace)
+        return {"key": key, **await self.one(client_id)}
+
+    async def own(self, request: Request) -> dict[str, Any]:
+        caller: Caller = request.scope["caller"]
+        client = caller.client or Client(id="", name=caller.client_id or "", created_at=0)
+        return {
+            "data": {
+                "id": caller.client_id,
+                "label": client.name or None,
+                **await self._usage(caller.client_id or ""),
+                "models": list(client.models),
+                "providers": list(client.providers),
+                "tags": list(client.tags),
+                "expires_at": rfc3339(client.expires_at),
+            }
+        }
+
+    async def generation(self, request: Request, id: str) -> dict[str, Any]:
+        caller: Caller = request.scope["caller"]
+        with self._keeping():
+            async with self._store.reader() as connection:
+                attempts = await calls.request(connection, id)
+        others = caller.client is not None and any(
+            row["client_id"] != caller.client_id for row in attempts
+        )
+        if not attempts or others:
+            message = f"No call with the id {id[:100]!r} is known."
+            raise GatewayError(404, message, ErrorReason.NOT_FOUND, param="id")
+        return {"data": _generation(attempts)}
+
+    async def _usage(self, client_id: str) -> dict[str, float | None]:
+        """Dollars, by days in UTC; a week begins on Monday."""
+        today = datetime.fromtimestamp(now_ms() / 1000, UTC).date()
+        starts = {
+            "usage": date.min,
+            "usage_daily": today,
+            "usage_weekly": today - timedelta(days=today.weekday()),
+            "usage_monthly": today.replace(day=1),
+        }
+        usage: dict[str, float | None] = {}
+        with self._keeping():
+            for name, since in starts.items():
+                nano = await self._keys.spent(client_id, since.isoformat())
+                usage[name] = None if nano is None else nano / 1e9
+        return usage
+
+    @contextmanager
+    def _keeping(self) -> Iterator[None]:
+        """What the database cannot do is 503."""
+        if not self._keys.kept:
+            raise GatewayError(
+                503,
+                "No key can be kept here: telemetry is switched off, and with it the database.",
+                ErrorReason.INTERNAL,
+                code="telemetry_off",
+                should_retry=False,
+            )
+        try:
+            yield
+        except StoreError as error:
+            raise GatewayError(503, str(error), ErrorReason.INTERNAL) from error
+
+
+def _shown(client: Client) -> dict[str, Any]:
+    return {
+        "id": client.id,
+        "name": client.name,
+        "owner": client.owner,
+        "models": list(client.models),
+        "providers": list(client.providers),
+        "tags": list(client.tags),
+        "created_at": rfc3339(client.created_at),
+        "expires_at": rfc3339(client.expires_at),
+        "revoked_at": rfc3339(client.revoked_at),
+    }
+
+
+def _generation(attempts: list[dict[str, Any]]) -> dict[str, Any]:
+    last = attempts[-1]
+    costs = [row["cost_estimate_usd"] for row in attempts]
+    known = [cost for cost in costs if cost is not None]
+    return {
+        "id": last["request_id"],
+        "upstream_id": last["upstream_request_id"],
+        "model": last["model"],
+        "provider_name": last["provider"],
+        "created_at": attempts[0]["timestamp"],
+        "streamed": last["is_stream"],
+        "cancelled": last["status"] == "cancelled",
+        "finish_reason": last["finish_reason"],
+        "tokens_prompt": last["input_tokens"],
+        "tokens_completion": last["output_tokens"],
+        "native_tokens_reasoning": last["reasoning_tokens"],
+        "native_tokens_cached": last["cached_tokens"],
+        "total_cost": sum(known) if known else None,
+        "latency": last["time_to_first_token_ms"],
+        "generation_time": last["total_duration_ms"],
+        "attempts": len(attempts),
+        "status": last["status"],
+    }

@@ -1,0 +1,270 @@
+"""From the journal into the database: one process of those that share a folder does it for all.
+
+A batch and the positions that it moves are committed together, so every entry is taken in exactly
+once. Nothing is kept in memory while the database cannot be written: it is read again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from proxy.clock import monotonic
+from proxy.metering.admission import ADMISSION, Admission, Unfinished
+from proxy.metering.segment import Name, count, entries, listed, sealed
+from proxy.types import CallRecord
+
+BATCH = 2_000
+INTERVAL = 0.2
+"""Seconds that an entry waits for others, so that a busy second costs five transactions."""
+BACKOFF = (0.5, 1.0, 2.0, 5.0)
+"""Seconds until the next try, by failures in a row."""
+MOST_COUNTED = 10_000
+"""Beyond that many, entries that wait are not counted one by one."""
+_POLL = 0.2  # seconds until it is looked what others have written, and who is elected
+_AGAIN = 0.1  # seconds until the next try, where the end waits for it
+
+_log = logging.getLogger("tollkeeper.journal")
+Moves = Mapping[str, tuple[int, int | None]]
+"""For each segment: from which byte to which; to None: the segment is gone."""
+
+
+class _Batch:
+    """What was read and is to be committed together."""
+
+    def __init__(self) -> None:
+        self.items: list[object] = []
+        self.moves: dict[str, tuple[int, int | None]] = {}
+        self.tails: dict[Name, tuple[Unfinished, int]] = {}
+        self.done: list[Name] = []  # segments that nobody needs once this is committed
+        self.damaged: set[Name] = set()
+        self.unreadable: list[str] = []
+        self.interrupted = 0
+
+    @property
+    def full(self) -> bool:
+        return len(self.items) >= BATCH
+
+
+class Shipper:
+    """Tails the segments in a folder and hands their entries to ``flush``, with the positions.
+
+    A flush that raises has written nothing, or all of it: ``positions`` tells. ``elected`` says
+    whether this process is the one that ships, ``writes`` whether it writes to a segment itself.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        decode: Callable[[bytes], object],
+        flush: Callable[[Sequence[object], Moves], Awaitable[None]],
+        positions: Callable[[], Awaitable[dict[str, int]]],
+        *,
+        elected: Callable[[], bool],
+        writes: Callable[[Name], bool],
+    ) -> None:
+        self._folder = folder
+        self._decode = decode
+        self._flush = flush
+        self._load = positions
+        self._elected = elected
+        self._writes = writes
+        self._interval = INTERVAL
+        self._positions: dict[str, int] = {}  # as they are committed
+        self._in_step = False  # whether that is so: after a failure only the database knows
+        self._tails: dict[Name, tuple[Unfinished, int]] = {}  # and up to where that was read
+        self._gone: dict[str, int] = {}  # segments that are deleted, and whose positions may go
+        self._kept: set[Name] = set()  # segments that cannot be deleted
+        self._ships = False
+        self._wake = asyncio.Event()
+        self._shipping = asyncio.Lock()
+        self._closing = False
+        self._failures = 0
+        self._recorded = 0
+        self._unreadable = 0
+        self._last_error: str | None = None
+
+    def status(self) -> dict[str, Any]:
+        """``recorded`` call rows, ``queued`` entries, ``dropped`` ones (which could not be read),
+        and the last error."""
+        return {
+            "recorded": self._recorded,
+            "queued": self.queued(),
+            "dropped": self._unreadable,
+            "last_error": self._last_error,
+        }
+
+    def queued(self) -> int:
+        """Entries that are not in the database yet, of all processes, up to ``MOST_COUNTED``; 0
+        where another process ships."""
+        if not self._ships:
+            return 0
+        found = 0
+        for name in listed(self._folder):
+            start = self._positions.get(str(name), 0)
+            with suppress(FileNotFoundError), (self._folder / str(name)).open("rb") as file:
+                found += count(file, start, MOST_COUNTED - found, but=ADMISSION)
+            if found == MOST_COUNTED:
+                break
+        return found
+
+    def wake(self) -> None:
+        """Something was appended."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Ship until ``drain`` takes over. Never cancel it: that would break a transaction."""
+        while not self._closing:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_POLL):
+                    await self._wake.wait()
+                await asyncio.sleep(self._interval)
+            self._wake.clear()
+            async with self._shipping:
+                while not self._closing and await self._ship():
+                    pass
+            if self._failures and not self._closing:
+                await asyncio.sleep(BACKOFF[min(self._failures, len(BACKOFF)) - 1])
+
+    async def catch_up(self, seconds: float) -> None:
+        """Ship what an earlier process left, for so long at most, at the end of a batch."""
+        deadline = monotonic() + seconds
+        async with self._shipping:
+            while await self._ship() and monotonic() < deadline:
+                pass
+
+    async def drain(self, seconds: float) -> None:
+        """End ``run`` and ship all that there is. After ``seconds`` the rest is left for the next
+        start."""
+        self._closing = True
+        self._wake.set()
+        deadline = monotonic() + seconds
+        async with self._shipping:
+            while await self._ship() or self._failures:
+                if monotonic() > deadline:
+                    break
+                if self._failures:
+                    await asyncio.sleep(_AGAIN)
+
+    async def _ship(self) -> bool:
+        """Ship a batch; whether there may be more."""
+        try:
+            self._ships = self._elected()
+            if not self._ships:
+                return False
+            if not self._in_step:
+                self._tails.clear()
+                self._positions = await self._load()
+                self._in_step = True
+            batch = await asyncio.to_thread(self._gather)
+            if batch.moves:
+                await self._flush(batch.items, batch.moves)
+        except Exception as exc:
+            self._in_step = False
+            self._failures += 1
+            self._last_error = str(exc) or type(exc).__name__
+            if self._failures == 1:
+                _log.warning("rows wait to be written: %s", self._last_error)
+            return False
+        if self._failures:
+            _log.info("the database can be written again")
+        self._failures = 0
+        self._settle(batch)
+        return batch.full or bool(self._gone)
+
+    def _settle(self, batch: _Batch) -> None:
+        """A batch is committed: segments that were read to their end may go."""
+        self._recorded += sum(1 for item in batch.items if isinstance(item, CallRecord))
+        for what in batch.unreadable:
+            self._unreadable += 1
+            _log.error("%s", what)
+        if batch.interrupted:
+            _log.warning("%d calls were interrupted when their process ended", batch.interrupted)
+        self._tails.update(batch.tails)
+        for segment, (_, end) in batch.moves.items():
+            if end is None:
+                self._gone.pop(segment, None)
+                self._positions.pop(segment, None)
+            else:
+                self._positions[segment] = end
+        for name in batch.done:
+            self._tails.pop(name, None)
+            if self._delete(name, aside=name in batch.damaged) and str(name) in self._positions:
+                self._gone[str(name)] = self._positions[str(name)]
+
+    def _delete(self, name: Name, *, aside: bool) -> bool:
+        """Delete a segment, or put it aside. One whose predecessor is still there must stay: the
+        next start would take that for the last word of its process."""
+        path = self._folder / str(name)
+        try:
+            if any(kept.owner == name.owner for kept in self._kept):
+                raise OSError("an earlier one cannot be deleted")
+            if aside:
+                path.replace(path.with_suffix(".damaged"))
+                _log.error(
+                    "%s is damaged: what could be read is kept", path.with_suffix(".damaged")
+                )
+            else:
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            self._kept.add(name)
+            _log.error("cannot delete %s: %s", path, error)
+            return False
+        return True
+
+    # In a thread.
+
+    def _gather(self) -> _Batch:
+        """What has been appended since, as far as it goes into one batch."""
+        batch = _Batch()
+        for segment, position in self._gone.items():
+            batch.moves[segment] = (position, None)
+        for _, names in groupby(listed(self._folder), lambda name: name.owner):
+            for name in names:
+                if batch.full:
+                    return batch
+                if name not in self._kept and not self._read(name, batch):
+                    break
+        return batch
+
+    def _read(self, name: Name, batch: _Batch) -> bool:
+        """Read on in a segment; whether that was the rest of it."""
+        committed = self._positions.get(str(name), 0)
+        before = len(batch.items)
+        unfinished, position = Unfinished(), 0
+        if name in self._tails:
+            unfinished, position = self._tails[name]
+            unfinished = unfinished.copy()
+        with (self._folder / str(name)).open("rb") as file:
+            over = not self._writes(name) and sealed(file)
+            for entry in entries(file, position, over=over):
+                position = entry.end
+                if entry.skipped:
+                    batch.damaged.add(name)
+                try:
+                    item = self._decode(entry.payload)
+                except ValueError as error:
+                    batch.damaged.add(name)
+                    if position > committed:
+                        batch.unreadable.append(f"an entry of {name} cannot be read: {error}")
+                    continue
+                unfinished.hear(item)
+                if position > committed and not isinstance(item, Admission):
+                    batch.items.append(item)
+                    if batch.full:
+                        break
+            else:
+                if over:
+                    batch.done.append(name)
+                    if not (self._folder / str(name.next())).exists():
+                        batch.items.extend(unfinished.rows())
+                        batch.interrupted += len(unfinished)
+        batch.tails[name] = unfinished, position
+        if len(batch.items) > before:
+            batch.moves[str(name)] = (committed, max(committed, position))
+        return name in batch.done

@@ -1,0 +1,31 @@
+"""Reading the members of JSON that somebody else wrote: what is odd is unknown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_LARGEST = 2**53  # a count beyond this is no count, and would not fit a database's integer
+
+
+def number(value: Any) -> int | None:
+    """A count: a whole number that is not negative and not absurd, else None."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return int(value) if 0 <= value <= _LARGEST and value == int(value) else None
+
+
+def text(value: Any) -> str | None:
+    """A name: a string, neither empty nor endless, else None."""
+    return value if isinstance(value, str) and 0 < len(value) <= 300 else None
+
+
+def inner(entry: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A member that is an object; empty where it is absent or something else."""
+    value = entry.get(name)
+    return value if isinstance(value, Mapping) else {}
+
+
+def first(entry: Mapping[str, Any], *names: str) -> int | None:
+    """The first of the members that is a count; 0 is one, null is none."""
+    return next((count for name in names if (count := number(entry.get(name))) is not None), None)

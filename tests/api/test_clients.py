@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from tests.gateway import Gateway, lab
+from tests.upstream import Upstream
+
+Start = Callable[..., Awaitable[Gateway]]
+
+
+@pytest.mark.parametrize(
+    ("told", "param"),
+    [
+        ({}, "name"),
+        ({"name": ""}, "name"),
+        ({"name": "a", "models": "fast"}, "models"),
+        ({"name": "a", "models": [""]}, "models"),
+        ({"name": "a", "expires_at": "soon"}, "expires_at"),
+        ({"name": "a", "limit": 1}, "limit"),
+        ({"name": "a\u0000"}, "name"),
+    ],
+)
+async def test_a_client_that_cannot_be_is_refused(
+    gateway: Gateway, told: dict[str, Any], param: str
+) -> None:
+    answer = await gateway.client.post("/admin/keys", json=told)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (422, param)
+
+
+async def test_nobody_is_changed_where_there_is_nobody(gateway: Gateway) -> None:
+    for method, path in (
+        ("GET", "/admin/keys/ck-0"),
+        ("DELETE", "/admin/keys/ck-0"),
+        ("POST", "/admin/keys/ck-0/rotate"),
+    ):
+        answer = await gateway.client.request(method, path, json={})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "key_not_found")
+
+
+async def test_an_open_gateway_has_a_usage_and_no_client(gateway: Gateway) -> None:
+    data = (await gateway.client.get("/v1/key")).json()["data"]
+    assert (data["id"], data["label"], data["usage"]) == (None, None, 0.0)
+    assert (await gateway.client.get("/v1/generation?id=none")).status_code == 404
+    assert (await gateway.client.get("/v1/generation")).status_code == 422
+
+
+async def test_where_nothing_is_kept_no_key_is(start: Start, upstream: Upstream) -> None:
+    gateway = await start(
+        {"providers": {"lab": lab(upstream.url)}, "telemetry": {"enabled": False}}
+    )
+    for method, path, body in (
+        ("POST", "/admin/keys", {"name": "ann"}),
+        ("DELETE", "/admin/keys/ck-0", {}),
+        ("GET", "/v1/key", {}),
+    ):
+        answer = await gateway.client.request(method, path, json=body)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "telemetry_off")
+
+
+async def test_a_bad_grace_is_refused(gateway: Gateway) -> None:
+    made = (await gateway.client.post("/admin/keys", json={"name": "ann"})).json()
+    path = f"/admin/keys/{made['id']}/rotate"
+    for grace in ("soon", "7", "-1h"):
+        answer = await gateway.client.post(path, json={"grace": grace})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (422, "grace")

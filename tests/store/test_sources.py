@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from sqlalchemy import literal, select
+
+from proxy.store import rollups, sources
+from proxy.store.columns import FLOAT, Instant
+from proxy.store.coverage import Piece
+from proxy.store.engine import Store
+from proxy.store.rollups import DAY
+from proxy.store.sources import COUNTS, SUMS, Asked
+from proxy.store.tables import api_calls, rollups_day, rollups_hour
+from tests.store.rows import anything, call, failed, plan
+
+NOON = 1_735_732_800_000
+
+
+@pytest.mark.parametrize(
+    "value", [0.0, 0.0004, 0.0005, 0.0015, 0.0625, 1.0625, 990.5, 0.1 + 0.2, 1e9, 1e300, -5.0]
+)
+async def test_a_value_has_the_same_thousandths_everywhere(either: Store, value: float) -> None:
+    async with either.reader() as connection:
+        found = await connection.scalar(select(sources.thousandths(literal(value, FLOAT))))
+    assert found == rollups.thousandths(value)
+
+
+@pytest.mark.parametrize("length", [60_000, 3_600_000, DAY])
+async def test_an_instant_lies_in_its_bucket(either: Store, length: int) -> None:
+    at = NOON + 12_345_678
+    async with either.reader() as connection:
+        found = await connection.scalar(
+            select(sources.bucket_of(literal(at, Instant), literal(length)))
+        )
+    assert found == at - at % length
+
+
+async def told(store: Store, piece: Piece, **asked: Any) -> list[dict[str, Any]]:
+    async with store.reader() as connection:
+        found = await connection.execute(sources.sums(piece, Asked(anything(), **asked)))
+        return [
+            {
+                name: int(value) if isinstance(value, Decimal) else value
+                for name, value in row.items()
+            }
+            for row in found.mappings()
+        ]
+
+
+async def test_rows_and_rollups_tell_the_same(either: Store) -> None:
+    await either.write([call(), call(cost_nano_usd=None), failed("rate_limit", key_id=None)])
+    for by in ((), ("provider", "key_id"), ("error_reason",)):
+        rows, rolled = [
+            await told(either, Piece(table, 0, 4_000_000_000_000), by=by)
+            for table in (api_calls, rollups_day)
+        ]
+        assert list(rows[0]) == [*by, *COUNTS, *SUMS]
+        assert sorted(rows, key=repr) == sorted(rolled, key=repr)
+
+
+async def test_all_calls_together_are_found_by_the_key(store: Store) -> None:
+    await store.write([call()])
+    query = sources.sums(Piece(rollups_hour, NOON, NOON + 2 * DAY), Asked(anything()))
+    async with store.reader() as connection:
+        steps = await plan(connection, query)
+    assert "USING PRIMARY KEY (start=? AND series_id=?)" in steps
