@@ -80,13 +80,13 @@ def _is_shown(_thing: Any, name: str | None, kind: str, _reflected: bool, _other
     return kind != "column" or not (name or "").endswith("_kept")
 
 
-def test_calls_look_the_same_however_they_are_kept(migrated: Path, tmp_path: Path) -> None:
+def test_calls_look_the_same_however_they_are_kept(path: Path, tmp_path: Path) -> None:
     made = tmp_path / "made.db"
     engine = create_engine(f"sqlite:///{made}", poolclass=NullPool)
     metadata.create_all(engine)
     looks = []
-    for path in (made, migrated):
-        with closing(sqlite3.connect(path)) as connection:
+    for each in (made, path):
+        with closing(sqlite3.connect(each)) as connection:
             found = connection.execute(
                 'SELECT name, type, "notnull" FROM pragma_table_xinfo(?)', ("api_calls",)
             )
