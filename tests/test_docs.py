@@ -24,7 +24,7 @@ from proxy.relay.attribution import attribution
 from proxy.relay.verdict import judge
 from proxy.routing.rests import BACKOFF, KEY_SECONDS
 from proxy.schema import LimitSettings, Settings, TimeoutSettings
-from proxy.store.engine import Store
+from proxy.store.engine import READERS, WRITERS, Store
 from proxy.store.tables import api_calls
 from proxy.types import Action
 from tests.markdown import ROOT, pages, rows
@@ -202,3 +202,9 @@ def test_the_short_file_of_the_readme_can_stand_alone(tmp_path: Path) -> None:
     file = tmp_path / "tollkeeper.yaml"
     file.write_text(block.removeprefix("yaml\n"))
     assert list(load(file, {}, {}).providers) == ["lab"]
+
+
+def test_the_connections_are_as_many_as_the_readme_says() -> None:
+    """That they are no more is tested in ``tests/store/test_databases.py``."""
+    formula = f"processes * ({WRITERS} for writing + {READERS['postgresql']} for reading)"
+    assert formula in README

@@ -59,7 +59,7 @@ class Partitions:
     async def make(self, engine: AsyncEngine, items: Iterable[object]) -> None:
         """Let the days of the calls among the items, and those to come, have their partitions.
 
-        That it cannot be done now is no error.
+        That it cannot be done now is no error. Raises what is one: that there is no connection.
         """
         today = now_ms() // _DAY_MS
         days = {item.timestamp // _DAY_MS for item in items if isinstance(item, CallRecord)}
@@ -70,7 +70,9 @@ class Partitions:
         try:
             await _make(engine, missing)
             self._known |= missing
-        except (DBAPIError, OSError) as error:
+        except DBAPIError as error:
+            if error.connection_invalidated:
+                raise
             self._rest_until = monotonic() + _REST_SECONDS
             if not _busy(error):
                 _log.warning("no partition can be made: %s", address.reason(error))

@@ -350,7 +350,7 @@ async def test_tables_and_columns_have_the_names_and_types_that_were_promised(
         found.setdefault(column.table, {})[column.name] = column.type
     for table, names in CONTRACT.items():
         assert set(names.split()) <= set(found[table]), table
-    for name, type in ((n, t) for table in found.values() for n, t in table.items()):
+    for name, type in (column for table in CONTRACT for column in found[table].items()):
         if name.endswith(("_ms", "_usd")):
             assert type in ("REAL", "double precision"), name
         if INSTANT.fullmatch(name):

@@ -157,6 +157,17 @@ async def test_a_database_of_the_first_revision_goes_on_with_its_rows(empty: str
     assert (kept.to_state, kept.until, kept.openings) == ("open", 20, 1)
     calls = await read(store, api_calls, "timestamp")
     assert sorted(row["request_id"] for row in calls) == ["new", "old"]
+    async with store.reader() as connection:
+        views = "SELECT id, invocation_id FROM invocations JOIN inference_metrics USING (id)"
+        shown = (await connection.execute(text(f"{views} ORDER BY id"))).all()
+        assert [request for _, request in shown] == ["old", "new"]
+        if empty.startswith("postgresql"):
+            where = "SELECT tableoid::regclass::text FROM api_calls WHERE request_id = 'old'"
+            assert await connection.scalar(text(where)) == "api_calls_20261120"
+            indexes = "SELECT indexname FROM pg_indexes WHERE tablename = 'api_calls'"
+            made = set(await connection.scalars(text(indexes)))
+            keys = {"pk_api_calls", "uq_api_calls_request_id_attempt"}
+            assert made == keys | {index.name for index in api_calls.indexes}
     await store.close()
 
 
