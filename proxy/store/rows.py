@@ -5,7 +5,7 @@ them (a duration in microseconds), and a ``requested_model`` that names the mode
 These are whole numbers; what cannot be told by one is kept as it is.
 
 What is kept of a column X stands in ``X_kept``. X itself is computed from that when it is read and
-takes no room. The expressions stand in migration 0006: a word may only be added by another. What
+takes no room. The expressions stand in migration 0007: a word may only be added by another. What
 programs ask for most is no such column: ``PRAGMA table_info`` does not show them.
 """
 
