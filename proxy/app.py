@@ -24,6 +24,7 @@ from proxy.api import errors as api_errors
 from proxy.api.admin import admin_router
 from proxy.api.auth import Door
 from proxy.api.clients import clients_router
+from proxy.api.estimates import estimates_router
 from proxy.api.health import health_router
 from proxy.api.models import models_router
 from proxy.api.openai import RELAYED, Calls
@@ -286,6 +287,7 @@ class _Gateway:
             books=self._recording.books(
                 settings.telemetry.privacy_level, self._sampler.gpu_memory_used_mb
             ),
+            prices=self._prices,
             limits=Limits(
                 settings.server.max_body,
                 settings.server.body_timeout,
@@ -328,6 +330,8 @@ class _Gateway:
         steering = partial(steer, lambda: self._relay.routes.pools)
         app.include_router(admin_router(steering, partial(self._company.reload, self.reload)))
         app.include_router(clients_router(self._keys, self._store))
+        server, routes = self._settings.server, lambda: self._relay.routes
+        app.include_router(estimates_router(routes, self._refresh_models, self._prices, server))
         app.include_router(health_router(lambda: app.state.ready))
         kept = self._recording
         app.include_router(
