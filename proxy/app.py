@@ -28,6 +28,7 @@ from proxy.api.estimates import estimates_router
 from proxy.api.health import health_router
 from proxy.api.models import models_router
 from proxy.api.openai import RELAYED, Calls
+from proxy.api.savings import savings_router
 from proxy.api.stats import stats_router
 from proxy.api.track import track_router
 from proxy.banner import example
@@ -340,6 +341,9 @@ class _Gateway:
             )
         )
         app.include_router(stats_router(self._store, self._overview))
+        app.include_router(
+            savings_router(self._store, lambda: targets(self._settings), self._prices)
+        )
 
     def _keep_once(self, item: object) -> None:
         """Keep what every worker knows, and one of them keeps."""

@@ -24,7 +24,7 @@ HOUSE = (
     "types clients sample errors reasons clock duration when log redact content loopback"
     " election places config schema fields document mistakes discovery",
     "routing providers metering store observe sharing",
-    "relay telemetry keys",
+    "relay telemetry keys savings",
     "api",
     "app loops routes recording learnt sealing upstreams steering explain progress export prune"
     " clientele tariffs reprice entries"

@@ -138,7 +138,11 @@ def cost(usage: Usage, rates: Rates) -> int | None:
     """
     if rates.tiers and usage.input_tokens is None:
         return None
-    level = rates.level(usage.input_tokens or 0)
+    return cost_at(usage, rates.level(usage.input_tokens or 0))
+
+
+def cost_at(usage: Usage, level: Level) -> int | None:
+    """The cost at rates that are settled: also of the sums of many calls, all at this level."""
     paid_in = _side(
         usage.input_tokens,
         level.input,
