@@ -24,6 +24,7 @@ from proxy.api import errors as api_errors
 from proxy.api.admin import admin_router
 from proxy.api.auth import Door
 from proxy.api.clients import clients_router
+from proxy.api.credits import credits_router
 from proxy.api.estimates import estimates_router
 from proxy.api.health import health_router
 from proxy.api.models import models_router
@@ -58,6 +59,7 @@ from proxy.sharing.member import Member
 from proxy.steering import steer
 from proxy.store.address import SchemaError, StoreError
 from proxy.store.clients import ClientTable
+from proxy.store.credits import Credits
 from proxy.store.engine import Store
 from proxy.store.recent import Recent
 from proxy.types import Fault, Target, Usage
@@ -331,6 +333,7 @@ class _Gateway:
         steering = partial(steer, lambda: self._relay.routes.pools)
         app.include_router(admin_router(steering, partial(self._company.reload, self.reload)))
         app.include_router(clients_router(self._keys, self._store))
+        app.include_router(credits_router(Credits(self._store)))
         server, routes = self._settings.server, lambda: self._relay.routes
         app.include_router(estimates_router(routes, self._refresh_models, self._prices, server))
         app.include_router(health_router(lambda: app.state.ready))

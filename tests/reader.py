@@ -167,6 +167,9 @@ async def _use(reader: Reader) -> None:
     await reader.http.post(
         "/track/custom", json={"name": "cache_hit", "value": 1, "attributes": {"cache": "answers"}}
     )
+    credits = "/admin/credits/tavily/main"
+    await reader.http.put(credits, json={"allowance": 1000})
+    await reader.http.post(f"{credits}/consume", json={"amount": 3})
     reader.sent = 11
     await reader.settled()
 

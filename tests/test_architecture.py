@@ -43,7 +43,7 @@ FENCES = {
     "msgspec": "",  # anywhere: it makes the nouns
     "psutil": "observe/host.py",
     "pydantic": "schema.py fields.py config.py mistakes.py serve.py api/stats.py api/track.py"
-    " api/body.py api/clients.py",
+    " api/body.py api/clients.py api/credits.py",
     "pydantic_settings": "schema.py config.py",
     "pynvml": "observe/host.py",
     "redis": "sharing/",

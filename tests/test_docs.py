@@ -42,7 +42,7 @@ STATS_PATHS = [
     *("/stats/tps", "/stats/system", "/stats/events"),
     *("/stats/costs/daily", "/stats/database"),
     *("/stats/recent", "/stats/compare", "/stats/waste", "/stats/errors/fingerprints"),
-    "/stats/savings",
+    *("/stats/savings", "/stats/credits"),
 ]
 
 SECTIONS = ("server", "auth", "routing", "state", "telemetry")
