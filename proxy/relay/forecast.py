@@ -7,6 +7,7 @@ prompt's cache may save is not known before, and neither is what a provider char
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import msgspec
 
@@ -23,7 +24,7 @@ class Volume(msgspec.Struct, frozen=True):
     """The tokens of a request. ``counted_by`` is the vocabulary by which those of its prompt were
     counted, "heuristic" where they were guessed by their length.
 
-    ``most`` is how many it lets be made, in all its choices; None where it does not say. Then
+    ``most`` is how many it lets be made, in all its answers; None where it does not say. Then
     ``made`` is an assumption.
     """
 
@@ -55,9 +56,9 @@ def volume(inbound: Inbound, operation: Operation) -> Volume:
     if operation is Operation.EMBEDDINGS:
         made = 0
     elif asked.max_tokens is None:
-        made = OUTPUT_TOKENS * _choices(asked.n)
+        made = OUTPUT_TOKENS * _answers(inbound, operation)
     else:
-        made = most = max(asked.max_tokens, 0) * _choices(asked.n)
+        made = most = max(asked.max_tokens, 0) * _answers(inbound, operation)
     return Volume(given, tokenizer.NAME if counted else "heuristic", most, made)
 
 
@@ -93,5 +94,25 @@ def _keys(pool: KeyPool) -> list[str | None]:
     return [key.name if key.secret is not None else None for key in pool.keys]
 
 
-def _choices(n: int | None) -> int:
-    return max(n or 1, 1)
+class _Members(msgspec.Struct):
+    """What multiplies the answers of a completion."""
+
+    prompt: Any = None
+    best_of: Any = None
+
+
+_members = msgspec.json.Decoder(_Members).decode
+
+
+def _answers(inbound: Inbound, operation: Operation) -> int:
+    """How many are made, and paid for. A list of prompts has each of them answered, and
+    ``best_of`` makes more than it shows."""
+    choices = max(inbound.asked.n or 1, 1)
+    if operation is not Operation.COMPLETION:
+        return choices
+    found = _members(inbound.body)
+    prompts = found.prompt
+    several = isinstance(prompts, list) and any(isinstance(each, str | list) for each in prompts)
+    if isinstance(found.best_of, int):
+        choices = max(choices, found.best_of)
+    return choices * (len(prompts) if several else 1)

@@ -62,6 +62,25 @@ def test_every_choice_may_be_as_long_as_it_may() -> None:
     assert of(messages=[], max_tokens=-1).made == 0
 
 
+@pytest.mark.parametrize(
+    ("members", "most"),
+    [
+        ({"prompt": "a"}, 10),
+        ({"prompt": ["a"]}, 10),
+        ({"prompt": ["a", "b", "c"]}, 30),
+        ({"prompt": ["a", "b", "c"], "n": 2}, 60),
+        ({"prompt": "a", "n": 2, "best_of": 5}, 50),
+        ({"prompt": "a", "n": 6, "best_of": "many"}, 60),
+        ({"prompt": [1, 2, 3]}, 10),
+        ({"prompt": [[1, 2], [3]]}, 20),
+        ({"prompt": []}, 10),
+        ({}, 10),
+    ],
+)
+def test_every_prompt_of_a_completion_has_its_answers(members: dict[str, Any], most: int) -> None:
+    assert of(Operation.COMPLETION, max_tokens=10, **members).most == most
+
+
 def test_embeddings_make_nothing() -> None:
     assert of(Operation.EMBEDDINGS, input="x" * 40) == Volume(10, "heuristic", None, 0)
 
