@@ -24,9 +24,12 @@ from proxy.api import errors as api_errors
 from proxy.api.admin import admin_router
 from proxy.api.auth import Door
 from proxy.api.clients import clients_router
+from proxy.api.credits import credits_router
+from proxy.api.estimates import estimates_router
 from proxy.api.health import health_router
 from proxy.api.models import models_router
 from proxy.api.openai import RELAYED, Calls
+from proxy.api.savings import savings_router
 from proxy.api.stats import stats_router
 from proxy.api.track import track_router
 from proxy.banner import example
@@ -56,6 +59,7 @@ from proxy.sharing.member import Member
 from proxy.steering import steer
 from proxy.store.address import SchemaError, StoreError
 from proxy.store.clients import ClientTable
+from proxy.store.credits import Credits
 from proxy.store.engine import Store
 from proxy.store.recent import Recent
 from proxy.types import Fault, Target, Usage
@@ -286,6 +290,7 @@ class _Gateway:
             books=self._recording.books(
                 settings.telemetry.privacy_level, self._sampler.gpu_memory_used_mb
             ),
+            prices=self._prices,
             limits=Limits(
                 settings.server.max_body,
                 settings.server.body_timeout,
@@ -328,6 +333,9 @@ class _Gateway:
         steering = partial(steer, lambda: self._relay.routes.pools)
         app.include_router(admin_router(steering, partial(self._company.reload, self.reload)))
         app.include_router(clients_router(self._keys, self._store))
+        app.include_router(credits_router(Credits(self._store)))
+        server, routes = self._settings.server, lambda: self._relay.routes
+        app.include_router(estimates_router(routes, self._refresh_models, self._prices, server))
         app.include_router(health_router(lambda: app.state.ready))
         kept = self._recording
         app.include_router(
@@ -336,6 +344,9 @@ class _Gateway:
             )
         )
         app.include_router(stats_router(self._store, self._overview))
+        app.include_router(
+            savings_router(self._store, lambda: targets(self._settings), self._prices)
+        )
 
     def _keep_once(self, item: object) -> None:
         """Keep what every worker knows, and one of them keeps."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import StrEnum
+from itertools import chain
 from typing import Any, Literal
 
 import msgspec
@@ -74,6 +75,17 @@ class Plan(msgspec.Struct, frozen=True, gc=False):
     alias: str | None = None
     rewrite_model: bool = False
     instead: Mapping[ErrorReason, tuple[Target, ...]] = {}
+
+    @property
+    def everyone(self) -> tuple[Target, ...]:
+        """Every target that may come to serve, each once."""
+        return tuple(dict.fromkeys((*self.targets, *chain(*self.instead.values()))))
+
+    def only(self, may: Callable[[Target], bool]) -> Plan:
+        """The plan with the targets that may serve, which can be none."""
+        targets = tuple(filter(may, self.targets))
+        instead = {reason: tuple(filter(may, others)) for reason, others in self.instead.items()}
+        return msgspec.structs.replace(self, targets=targets, instead=instead)
 
 
 class Action(StrEnum):

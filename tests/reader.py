@@ -108,7 +108,10 @@ async def reading(folder: Path) -> AsyncIterator[Reader]:
         more = {
             "TOLLKEEPER_ROUTING__BREAKER__FAILURES": "1",
             "TOLLKEEPER_PROVIDERS": json.dumps(providers),
-            "TOLLKEEPER_PRICES": json.dumps({"lab/*": {"input": 0.5, "output": 1.5}}),
+            "TOLLKEEPER_MODELS": json.dumps({"quick": {"targets": ["lab/json", "demo/echo"]}}),
+            "TOLLKEEPER_PRICES": json.dumps(
+                {"lab/*": {"input": 0.5, "output": 1.5}, "demo/*": {"input": 0.1, "output": 0.2}}
+            ),
         }
         with (folder / "gateway.log").open("wb") as log:
             process = await asyncio.create_subprocess_exec(
@@ -155,6 +158,7 @@ async def _use(reader: Reader) -> None:
         chat("demo/echo", "planner", "search", stream=True),
         chat("demo/echo", "reviewer", "diff", stream=True),
         chat("demo/none", "reviewer", "diff"),
+        chat("quick", "planner", "search"),
         chat("lab/json", "reviewer", "diff"),
         chat("lab/broken", "planner", "search"),
         chat("nobody/knows", "planner", "search"),
@@ -163,7 +167,10 @@ async def _use(reader: Reader) -> None:
     await reader.http.post(
         "/track/custom", json={"name": "cache_hit", "value": 1, "attributes": {"cache": "answers"}}
     )
-    reader.sent = 10
+    credits = "/admin/credits/tavily/main"
+    await reader.http.put(credits, json={"allowance": 1000})
+    await reader.http.post(f"{credits}/consume", json={"amount": 3})
+    reader.sent = 11
     await reader.settled()
 
 

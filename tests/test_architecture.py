@@ -24,7 +24,7 @@ HOUSE = (
     "types clients sample errors reasons clock duration when log redact content loopback"
     " election places config schema fields document mistakes discovery",
     "routing providers metering store observe sharing",
-    "relay telemetry keys",
+    "relay telemetry keys savings",
     "api",
     "app loops routes recording learnt sealing upstreams steering explain progress export prune"
     " clientele tariffs reprice entries"
@@ -43,7 +43,7 @@ FENCES = {
     "msgspec": "",  # anywhere: it makes the nouns
     "psutil": "observe/host.py",
     "pydantic": "schema.py fields.py config.py mistakes.py serve.py api/stats.py api/track.py"
-    " api/body.py api/clients.py",
+    " api/body.py api/clients.py api/credits.py",
     "pydantic_settings": "schema.py config.py",
     "pynvml": "observe/host.py",
     "redis": "sharing/",

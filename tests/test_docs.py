@@ -13,6 +13,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from proxy.api.savings import savings_router
 from proxy.api.stats import CompareParameters, Parameters, SeriesParameters, stats_router
 from proxy.config import load
 from proxy.errors import ErrorReason
@@ -41,6 +42,7 @@ STATS_PATHS = [
     *("/stats/tps", "/stats/system", "/stats/events"),
     *("/stats/costs/daily", "/stats/database"),
     *("/stats/recent", "/stats/compare", "/stats/waste", "/stats/errors/fingerprints"),
+    *("/stats/savings", "/stats/credits"),
 ]
 
 SECTIONS = ("server", "auth", "routing", "state", "telemetry")
@@ -128,8 +130,9 @@ def test_every_stats_path_is_documented_with_its_output() -> None:
 
 
 def test_there_are_no_other_stats_paths() -> None:
-    router = stats_router(Store(None), mock.Mock())
-    assert sorted(route.path for route in router.routes) == sorted(STATS_PATHS)  # type: ignore[attr-defined]
+    routers = (stats_router(Store(None), mock.Mock()), savings_router(*[mock.Mock()] * 3))
+    paths = [route.path for router in routers for route in router.routes]  # type: ignore[attr-defined]
+    assert sorted(paths) == sorted(STATS_PATHS)
 
 
 def test_every_parameter_is_documented() -> None:

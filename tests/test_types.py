@@ -4,10 +4,11 @@ import msgspec
 import pytest
 
 from proxy import types
+from proxy.errors import ErrorReason
 from proxy.sample import GpuSample, HostSample
 from proxy.store.rows import COLUMNS
 from proxy.store.tables import api_calls, gpu_metrics, models, system_metrics
-from proxy.types import CallRecord, ModelInfo, Operation, Target
+from proxy.types import CallRecord, ModelInfo, Operation, Plan, Target
 
 RECORDS = [
     kind
@@ -30,6 +31,16 @@ def test_an_operation_has_its_path(operation: Operation, path: str) -> None:
 
 def test_a_target_is_written_as_clients_write_it() -> None:
     assert str(Target("lab", "vendor/model")) == "lab/vendor/model"
+
+
+def test_a_plan_is_narrowed_also_where_others_take_over() -> None:
+    a, b, c = (Target(name, "m") for name in "abc")
+    plan = Plan("fast", (a, b), "fast", instead={ErrorReason.CONTEXT_LENGTH: (c, b)})
+    assert plan.everyone == (a, b, c)
+    narrow = plan.only(lambda target: target is not b)
+    assert (narrow.targets, narrow.alias) == ((a,), "fast")
+    assert narrow.instead == {ErrorReason.CONTEXT_LENGTH: (c,)}
+    assert plan.only(lambda _: False).targets == ()
 
 
 @pytest.mark.parametrize("kind", RECORDS, ids=lambda kind: kind.__name__)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Protocol
 
@@ -210,7 +210,7 @@ class _Stats:
         except StoreError:
             measures = groups.UNKNOWN  # and the recorder says what became of the rows
         recorder = await self._present.recorder()
-        return _json({"window": _window(filters), **measures, "recorder": recorder})
+        return _json({"window": window(filters), **measures, "recorder": recorder})
 
     async def calls(self, asked: Asked) -> Response:
         async with self._reader() as connection:
@@ -246,7 +246,7 @@ class _Stats:
         async with self._reader() as connection:
             totals, found = await waste.waste(connection, filters)
         blank = {"provider": None, "model": None, **waste.NO_KINDS}
-        return _slice(found, asked, blank, window=_window(filters), totals=totals)
+        return _slice(found, asked, blank, window=window(filters), totals=totals)
 
     async def fingerprints(self, asked: Asked) -> Response:
         async with self._reader() as connection:
@@ -308,15 +308,20 @@ class _Stats:
             }
         )
 
-    @asynccontextmanager
-    async def _reader(self) -> AsyncIterator[Reader]:
-        try:
-            async with self._store.reader() as connection:
-                yield connection
-        except BadCursor:
-            raise _bad("cursor", "is not one that this list gave") from None
-        except StoreError as error:
-            raise GatewayError(503, str(error), ErrorReason.INTERNAL) from error
+    def _reader(self) -> AbstractAsyncContextManager[Reader]:
+        return reading(self._store)
+
+
+@asynccontextmanager
+async def reading(store: Store) -> AsyncIterator[Reader]:
+    """A connection; what goes wrong with it is a GatewayError."""
+    try:
+        async with store.reader() as connection:
+            yield connection
+    except BadCursor:
+        raise _bad("cursor", "is not one that this list gave") from None
+    except StoreError as error:
+        raise GatewayError(503, str(error), ErrorReason.INTERNAL) from error
 
 
 def _slice(rows: Sequence[Record], asked: Parameters, blank: Record, **more: Any) -> Response:
@@ -329,7 +334,8 @@ def _slice(rows: Sequence[Record], asked: Parameters, blank: Record, **more: Any
     return Listing(rows[int(cursor) : end], following, blank, **more)
 
 
-def _window(filters: Filters) -> Record:
+def window(filters: Filters) -> Record:
+    """From when to when a question was."""
     return {"start": rfc3339(filters.start), "end": rfc3339(filters.end)}
 
 

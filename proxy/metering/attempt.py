@@ -36,7 +36,7 @@ class Asked(msgspec.Struct, frozen=True, gc=False):
 
 class Attribution(msgspec.Struct, frozen=True, gc=False):
     """Who and what a call is counted for, from the request's headers. ``private``: the client
-    wants no text of it kept."""
+    wants no text of it kept. ``max_cost`` is what it is willing to pay, as it was sent."""
 
     client_request_id: str | None = None
     agent_name: str | None = None
@@ -44,6 +44,7 @@ class Attribution(msgspec.Struct, frozen=True, gc=False):
     session_id: str | None = None
     trace_id: str | None = None
     private: bool = False
+    max_cost: bytes | None = None
 
 
 class Attempt:

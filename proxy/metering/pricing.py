@@ -77,6 +77,14 @@ class Rates(Level, frozen=True, kw_only=True):
     source: Literal["config", "catalog"] = "catalog"
     version: str | None = None
 
+    def level(self, input_tokens: int) -> Level:
+        """The rates of a call with so many input tokens."""
+        level: Level = self
+        for tier in self.tiers:
+            if input_tokens > tier.above:
+                level = tier
+        return level
+
 
 class Quote(msgspec.Struct, frozen=True):
     """What one call cost, who says so, and what it costs by the list: columns of its row."""
@@ -128,13 +136,13 @@ def cost(usage: Usage, rates: Rates) -> int | None:
     Counts are inclusive: cached tokens are inside the input, reasoning inside the output. None
     if a count or a rate that matters is not known; a count matters only where it costs something.
     """
-    level: Level = rates
-    if rates.tiers:
-        if usage.input_tokens is None:
-            return None
-        for tier in rates.tiers:
-            if usage.input_tokens > tier.above:
-                level = tier
+    if rates.tiers and usage.input_tokens is None:
+        return None
+    return cost_at(usage, rates.level(usage.input_tokens or 0))
+
+
+def cost_at(usage: Usage, level: Level) -> int | None:
+    """The cost at rates that are settled: also of the sums of many calls, all at this level."""
     paid_in = _side(
         usage.input_tokens,
         level.input,
@@ -195,6 +203,7 @@ class Prices:
         self, table: Mapping[str, Price], references: Mapping[str, str | None], free: Free = _NOBODY
     ) -> None:
         self._lock = asyncio.Lock()
+        self._wanted: dict[Pair, None] = {}  # by those who wait for the catalogue
         self.configure(table, references, free)
 
     def configure(
@@ -246,9 +255,9 @@ class Prices:
             return Quote(None, "none", None, by_list)
         return Quote(amount, rates.source, rates.version, by_list)
 
-    def rates(self, provider: str, model: str) -> Rates | None:
-        """What is known now about a model's price; never asks the catalogue."""
-        own = self._configured(provider, model, None)
+    def rates(self, provider: str, model: str, key: str | None = None) -> Rates | None:
+        """What is known now about a model's price with a key; never asks the catalogue."""
+        own = self._configured(provider, model, key)
         return own if own is not None else self._listed.get((provider, model), (None,))[0]
 
     async def resolve(self, pairs: Collection[Pair]) -> bool:
@@ -257,11 +266,13 @@ class Prices:
         Pairs whose rates are out of date are asked again on the way. If the catalogue cannot be
         asked, what was known stays, the next try is a minute away, and False is returned.
         """
+        paid = [(provider, _paid(model)) for provider, model in pairs]
+        own = dict.fromkeys([*pairs, *paid])
+        self._wanted.update(own)  # whoever asks next asks for everybody
         async with self._lock:
             now = monotonic()
             stale = [pair for pair, (rates, until) in self._listed.items() if rates and until < now]
-            paid = [(provider, _paid(model)) for provider, model in pairs]
-            wanted = dict.fromkeys([*pairs, *paid, *stale])
+            wanted, self._wanted = own | self._wanted | dict.fromkeys(stale), {}
             due = [pair for pair in wanted if self._is_due(pair, now)]
             if not due:
                 return True

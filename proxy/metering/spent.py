@@ -36,7 +36,7 @@ def spent(
         return usage, "drained" if drained else "provider"
     if not tap.seen_tokens:
         return None, "none"
-    given, seen = _given(asked, prompt), _seen(tap)
+    given, seen = prompt_tokens(asked, prompt), _seen(tap)
     total = given + seen if given is not None else None
     return Usage(input_tokens=given, output_tokens=seen, total_tokens=total), "estimated"
 
@@ -59,8 +59,8 @@ def _seen(tap: Tap) -> int:
     return tap.sample.tokens()
 
 
-def _given(asked: Asked, prompt: Sample | None) -> int | None:
-    """The tokens of the prompt."""
+def prompt_tokens(asked: Asked, prompt: Sample | None) -> int | None:
+    """The tokens of a prompt that nobody has counted yet; None if not even its length is known."""
     if prompt is None or asked.prompt_length is None:
         return estimate.prompt_tokens(asked.prompt_length, asked.message_count)
     return prompt.tokens() + estimate.framing(asked.message_count)

@@ -11,6 +11,9 @@ from proxy.metering.attempt import Attribution
 PRIVACY = b"x-tollkeeper-privacy"
 """With any value but ``full`` it lowers the level of one call to metadata; nothing raises it."""
 
+MAX_COST = b"x-max-cost-usd"
+"""The most that one call may cost by estimate; see ``proxy.relay.ceiling``."""
+
 _WANTED = frozenset(
     (
         b"x-request-id",
@@ -20,6 +23,7 @@ _WANTED = frozenset(
         b"traceparent",
         b"user-agent",
         PRIVACY,
+        MAX_COST,
     )
 )
 _LONGEST = 128
@@ -62,6 +66,7 @@ def attribution(headers: Iterable[tuple[bytes, bytes]]) -> Attribution:
         session_id=_text(found.get(b"x-session-id")),
         trace_id=_trace_id(trace) if trace else None,
         private=found.get(PRIVACY, b"full").strip().lower() != b"full",
+        max_cost=found.get(MAX_COST),
     )
 
 

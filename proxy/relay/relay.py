@@ -20,15 +20,18 @@ from proxy.errors import ErrorReason, GatewayError
 from proxy.metering import estimate
 from proxy.metering.attempt import Attribution
 from proxy.metering.meter import LEFT, Books, Meter
+from proxy.metering.pricing import Prices
 from proxy.providers.base import Provider
 from proxy.providers.residency import Residency
 from proxy.relay.allowed import allowed
 from proxy.relay.attribution import attribution
+from proxy.relay.ceiling import affordable
 from proxy.relay.claims import Claims
 from proxy.relay.client import ClientWatch
 from proxy.relay.drains import Drains
 from proxy.relay.exchange import Call, exchange
 from proxy.relay.exhausted import exhausted
+from proxy.relay.forecast import volume
 from proxy.relay.inbound import ClientGone, Inbound, content_length, parse, read_body
 from proxy.relay.line import Line
 from proxy.relay.outbound import STOPPED, Outbound, Send, interrupt, send_error
@@ -82,6 +85,7 @@ class Relay:
         line: Line,
         transport: httpx.AsyncBaseTransport,
         books: Books,
+        prices: Prices,
         limits: Limits,
         start: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
         refresh_models: Callable[[], Awaitable[None]],
@@ -93,6 +97,7 @@ class Relay:
         self.claims: Claims | None = None
         self._transport = transport
         self._books = books
+        self._prices = prices
         self._limits = limits
         self._drains = Drains(limits.drain)
         self._start = start
@@ -185,6 +190,10 @@ class Relay:
             meter.target = plan.targets[0]
         if caller.client is not None:
             plan = allowed(plan, caller.client)
+        if who.max_cost is not None:
+            of = volume(inbound, operation)
+            plan = await affordable(plan, who.max_cost, of, self._prices, routes.pools)
+            now = monotonic()  # the catalogue may have been asked
         longest = max(routes.providers[target.provider].first_byte for target in plan.targets)
         routes.retries.request(now)
         return Call(operation, inbound, fields, demand, plan, meter, now, now + longest, now)

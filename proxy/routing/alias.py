@@ -68,8 +68,8 @@ class Alias:
         for each in candidates:
             each.turn = self._stride(each) / 2
 
-    def order(self, demand: Demand, now: float) -> tuple[Target, ...]:
-        """The targets, best first."""
+    def order(self, demand: Demand, now: float, *, take: bool = True) -> tuple[Target, ...]:
+        """The targets, best first. ``take`` False leaves the turns as they are."""
         if self.strategy == "fallback":
             return self.targets
         ordered: list[Candidate] = []
@@ -80,7 +80,8 @@ class Alias:
             can = [each for each in tier if self._open(each, now)]
             if can:
                 can = self._ranked(can, demand, now)
-                self._take_turn(can[0], place)
+                if take:
+                    self._take_turn(can[0], place)
             ordered += can
             ordered += [each for each in tier if each not in can]
         return tuple(each.target for each in ordered)

@@ -36,8 +36,11 @@ class Planner:
         """Whether a name needs no model list to be resolved."""
         return model.partition("/")[0] in self._providers or model in self._aliases
 
-    def plan(self, model: str, demand: Demand, now: float) -> Plan:
-        """The plan for a name; GatewayError 404 ``model_not_found`` if nothing answers to it."""
+    def plan(self, model: str, demand: Demand, now: float, *, take: bool = True) -> Plan:
+        """The plan for a name; GatewayError 404 ``model_not_found`` if nothing answers to it.
+
+        ``take`` False: nothing will be sent, and nobody's turn is taken.
+        """
         provider, slash, rest = model.partition("/")
         if slash and 0 < len(rest) <= LONGEST_MODEL and provider in self._providers:
             return Plan(model, (Target(provider, rest),))
@@ -47,7 +50,9 @@ class Planner:
                 ErrorReason.CONTEXT_LENGTH: alias.context_window,
                 ErrorReason.CONTENT_FILTER: alias.content_filter,
             }
-            return Plan(model, alias.order(demand, now), model, alias.rewrite_model, instead)
+            return Plan(
+                model, alias.order(demand, now, take=take), model, alias.rewrite_model, instead
+            )
         found = self._listed(model)
         if found is not None:
             return Plan(model, (Target(found, model),))

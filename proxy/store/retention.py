@@ -1,10 +1,10 @@
 """Old rows go, a few at a time, so that neither readers nor the batch writer wait for it.
 
-``daily_costs``, ``models`` and the rollups by day are kept for ever, and so are the keys that an
-operator took out; the other rollups have ages of their own. Of the tables of current state, rows go
-that nothing has touched for as long. With an archive, calls go by whole days (UTC), once the day is
-in its file, and nothing goes at all while that cannot be written. On PostgreSQL they always go by
-whole days, each with its partition.
+``daily_costs``, ``models``, ``api_credits`` and the rollups by day are kept for ever, and so are
+the keys that an operator took out; the other rollups have ages of their own. Of the tables of
+current state, rows go that nothing has touched for as long. With an archive, calls go by whole days
+(UTC), once the day is in its file, and nothing goes at all while that cannot be written. On
+PostgreSQL they always go by whole days, each with its partition.
 """
 
 from __future__ import annotations

@@ -1,13 +1,17 @@
-"""The other tables as ``/stats`` shows them: limits, health, speeds, costs, machine, events."""
+"""The other tables as ``/stats`` shows them: limits, credits, health, speeds, costs, machine,
+events."""
 
 from __future__ import annotations
 
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from proxy.clock import now_ms
+from proxy.store import credits
 from proxy.store.filters import Filters, where
 from proxy.store.pages import Row, newest, shown
 from proxy.store.tables import (
+    api_credits,
     custom_events,
     daily_costs,
     gpu_metrics,
@@ -24,6 +28,7 @@ TABLES = {
     "health/events": (provider_health_events, ("timestamp", "id")),
     "tps": (tps_metrics, ("window_start", "id")),
     "system": (system_metrics, ("timestamp", "id")),
+    "credits": (api_credits, ("updated_at", "id")),
     "events": (custom_events, ("timestamp", "id")),
     "costs/daily": (
         daily_costs,
@@ -42,6 +47,8 @@ async def page(
     rows, following = await newest(connection, table, key, conditions, limit, cursor)
     if table is system_metrics:
         await _add_gpus(connection, rows)
+    if table is api_credits:
+        rows = [credits.current(row, now_ms()) for row in rows]
     return [shown(table, row) for row in rows], following
 
 

@@ -44,6 +44,7 @@ USAGE_SOURCES = ("provider", "drained", "estimated", "none")
 COST_SOURCES = ("provider", "config", "catalog", "none")
 SEVERITIES = ("info", "warning", "error", "critical")
 LIMIT_SOURCES = ("header", "body", "local", "config")
+RESET_PERIODS = ("monthly", "daily", "never")
 CLIENT_LISTS = ("models", "providers", "tags")
 """JSON lists of texts."""
 
@@ -323,6 +324,21 @@ client_secrets = Table(
     Column("created_at", Instant, nullable=False),
     *instants("expires_at"),
 )
+api_credits = Table(
+    "api_credits",
+    metadata,
+    identity(),
+    *key("kind", "provider", "key_id"),
+    *floats("allowance", "credits_remaining"),
+    Column("credits_used_total", FLOAT, nullable=False),
+    Column("reset_period", Text, nullable=False),
+    *instants("reset_at"),
+    Column("is_exhausted", Boolean, nullable=False),
+    Column("updated_at", Instant, nullable=False),
+    one_of("reset_period", RESET_PERIODS),
+    UniqueConstraint("kind", "provider", "key_id"),
+)
+
 running_figures = Table(
     "running_figures",
     metadata,

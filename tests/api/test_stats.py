@@ -17,6 +17,7 @@ from proxy.api import errors, stats
 from proxy.clock import now_ms, rfc3339
 from proxy.sample import GpuSample, HostSample
 from proxy.store.address import parse
+from proxy.store.credits import Account, Credits
 from proxy.store.engine import Store
 from proxy.store.events import EventRecord
 from proxy.store.filters import Filters
@@ -39,6 +40,7 @@ PATHS = (
     "/keys",
     "/timeseries",
     "/rate-limits",
+    "/credits",
     "/events",
     "/health",
     "/tps",
@@ -400,6 +402,7 @@ async def test_every_list_is_csv_where_that_is_asked_for(store: Store, path: str
     calls = [call(), failed("timeout", timestamp=now_ms() - 60_000)]
     event, sample = EventRecord("e", now_ms(), "hit"), HostSample(now_ms(), 1, gpus=(GpuSample(0),))
     await store.write([*calls, rest, turned, event, sample])
+    await Credits(store).allow(Account("search", "tavily", "main"), 1, "monthly", NOON)
     recent = Recent()
     recent.add(calls[0])
     async with client_of(store, recent) as client:

@@ -396,6 +396,52 @@ async def test_the_catalogue_is_asked_once_for_known_and_unknown_models(
     assert book.quote("groq", "nothing", USED) == UNPRICED
 
 
+async def test_those_who_wait_for_the_catalogue_are_asked_for_together(
+    catalogue: Catalogue,
+) -> None:
+    book = prices()
+    await asyncio.gather(*(book.resolve([("groq", name)]) for name in ("llama", "a", "b", "c")))
+    assert catalogue.asked == [[("groq", "llama")], [("groq", "a"), ("groq", "b"), ("groq", "c")]]
+
+
+async def test_who_waits_is_asked_for_though_who_asked_for_all_gave_up(
+    catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asking = asyncio.Event()
+
+    async def never(pairs: Sequence[Pair]) -> list[Rates | None]:
+        asking.set()
+        await asyncio.Event().wait()
+        return []
+
+    book = prices()
+    monkeypatch.setattr(pricing, "look_up", never)
+    first, second, third = (
+        asyncio.ensure_future(book.resolve([("groq", name)])) for name in ("x", "y", "llama")
+    )
+    await asking.wait()
+    asking.clear()
+    first.cancel()
+    await asking.wait()
+    monkeypatch.setattr(pricing, "look_up", catalogue.look_up)
+    second.cancel()
+    assert await third
+    assert book.quote("groq", "llama", USED) == Quote(985_000, "catalog", None, 985_000)
+
+
+def test_the_level_of_a_call_is_that_of_its_input() -> None:
+    rates = Rates(input=1, tiers=(Tier(above=10, input=2), Tier(above=20, input=3)))
+    assert [rates.level(tokens).input for tokens in (0, 10, 11, 20, 21)] == [1, 1, 2, 2, 3]
+
+
+def test_a_key_may_have_rates_of_its_own() -> None:
+    book = prices({"lab/*": Entry(input=1, output=2)}, free={("lab", "gift"): True})
+    mine, gift = book.rates("lab", "m"), book.rates("lab", "m", "gift")
+    assert mine is not None
+    assert gift is not None
+    assert (mine.input, gift.input) == (1_000_000_000, 0)
+
+
 async def test_prices_that_are_configured_anew_hold_at_once(catalogue: Catalogue) -> None:
     book = prices({"lab/*": Entry(input=1, output=1)})
     await book.resolve([("groq", "llama"), ("lab", "x")])

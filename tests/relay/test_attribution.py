@@ -34,6 +34,10 @@ def test_whatever_is_not_full_is_private(value: str, private: bool) -> None:
     assert read(x_tollkeeper_privacy=value).private is private
 
 
+def test_what_a_client_is_willing_to_pay_is_read_as_it_was_sent() -> None:
+    assert read(x_max_cost_usd=" 0.01").max_cost == b" 0.01"
+
+
 def test_without_headers_nothing_is_known() -> None:
     assert attribution([]) == Attribution()
 

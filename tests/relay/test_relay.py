@@ -12,7 +12,7 @@ import pytest
 
 from proxy.clock import monotonic
 from proxy.metering.meter import Books
-from proxy.metering.pricing import Quote
+from proxy.metering.pricing import Prices, Quote
 from proxy.providers.base import Provider
 from proxy.providers.ollama import Ollama
 from proxy.providers.openai import OpenAI
@@ -155,6 +155,7 @@ class Call:
                 "metadata",
                 gpu_memory_mb=lambda: 512.0,
             ),
+            prices=Prices({}, {}),
             limits=Limits(1_000_000, 3600, 3600),
             start=tasks.create_task,
             refresh_models=lambda: self.refresh(),

@@ -104,6 +104,15 @@ def test_who_cannot_serve_comes_last_in_its_tier_and_back_when_it_can(
     assert found.order(demand, 60)[2] != A
 
 
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_to_look_takes_no_turn(strategy: Strategy) -> None:
+    found, other = alias(strategy), alias(strategy)
+    for _ in range(5):
+        assert found.order(NOBODY, 0, take=False) == other.order(NOBODY, 0, take=False)
+        assert found.order(NOBODY, 0, take=False) == found.order(NOBODY, 0)
+        other.order(NOBODY, 0)
+
+
 def test_an_open_breaker_puts_a_target_behind_the_others() -> None:
     each = pools()
     for _ in range(5):

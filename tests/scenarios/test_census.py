@@ -201,6 +201,9 @@ async def live(gateway: Gateway, upstream: Upstream) -> None:
     made = (await gateway.client.post("/admin/keys", json={**client, **may})).json()["id"]
     await gateway.client.post(f"/admin/keys/{made}/rotate", json={})
     await gateway.client.delete(f"/admin/keys/{made}")
+    credits = "/admin/credits/tavily/main"
+    await gateway.client.put(credits, json={"allowance": 2})
+    await gateway.client.post(f"{credits}/consume", json={"amount": 1})
     for _ in range(2):  # the second knows at once what was in memory
         await gateway.chat("ollama/qwen3:4b")
         await asyncio.sleep(0.05)
@@ -335,6 +338,7 @@ CONTRACT = {
     "errors": "timestamp request_id error_type error_message stack_trace severity",
     "custom_events": "event_id timestamp name value metadata",
     "models": "provider name context_length loaded_at",
+    "api_credits": "kind provider key_id credits_remaining credits_used_total is_exhausted",
     "call_contents": "request_id attempt timestamp request answer request_cut answer_cut",
 }
 INSTANT = re.compile("timestamp|finished_at|loaded_at|window_start|(first|last)_seen|.*_until")

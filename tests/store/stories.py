@@ -6,6 +6,7 @@ from proxy.clients import Client, Secret
 from proxy.content import ContentRecord, pack
 from proxy.sample import GpuSample, HostSample
 from proxy.store.clients import ClientTable
+from proxy.store.credits import Account, Credits
 from proxy.store.engine import Store
 from proxy.store.events import EventRecord
 from proxy.types import BreakerRecord, CooldownRecord, FaultRecord, ModelInfo
@@ -38,6 +39,7 @@ def everything(at: int, model: str = "llama") -> list[object]:
 
 
 async def let_in(store: Store, at: int = NOON) -> None:
-    """A client with a key, which no batch brings."""
+    """A client with a key, and credits, which no batch brings."""
     client = Client(id=f"ck-{at}", name="ann", created_at=at)
     await ClientTable(store).create(client, Secret(f"d-{at}", client.id, at))
+    await Credits(store).allow(Account("search", "tavily", f"k-{at}"), 10, "monthly", at)

@@ -4,6 +4,7 @@ import pytest
 
 from proxy.sample import GpuSample, HostSample
 from proxy.store import state
+from proxy.store.credits import Account, Credits
 from proxy.store.engine import Store
 from proxy.store.events import EventRecord
 from proxy.types import BreakerRecord, CooldownRecord
@@ -24,6 +25,8 @@ async def filled(store: Store) -> Store:
             EventRecord("e-2", 1000, "hit"),
         ]
     )
+    for kind in ("pages", "search"):
+        await Credits(store).allow(Account(kind, "tavily", "main"), 1, "monthly", 1000)
     return store
 
 
