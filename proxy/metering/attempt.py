@@ -35,8 +35,8 @@ class Asked(msgspec.Struct, frozen=True, gc=False):
 
 
 class Attribution(msgspec.Struct, frozen=True, gc=False):
-    """Who and what a call is counted for, from the request's headers. ``private``: the client
-    wants no text of it kept."""
+    """Who and what a call is counted for, as the request says and the client's key. ``private``:
+    the client wants no text of it kept."""
 
     client_request_id: str | None = None
     agent_name: str | None = None
@@ -44,6 +44,8 @@ class Attribution(msgspec.Struct, frozen=True, gc=False):
     session_id: str | None = None
     trace_id: str | None = None
     private: bool = False
+    user_id: str | None = None
+    tags: tuple[str, ...] = ()
 
 
 class Attempt:
