@@ -97,6 +97,9 @@ class Parameters(BaseModel):
     agent: list[str] = []
     tool: list[str] = []
     endpoint: list[str] = []
+    user: list[str] = []
+    session: list[str] = []
+    tag: list[str] = []
     min_latency_ms: float | None = Field(None, ge=0, allow_inf_nan=False)
     min_tokens: int | None = Field(None, ge=0, lt=2**63)
     limit: int = Field(100, ge=1, le=1000)

@@ -97,14 +97,12 @@ def completed(
     A header is set by whoever runs the program, the body by the program: as in LiteLLM, the
     header wins.
     """
-    if inbound.user is None and not inbound.tags:
-        return who
-    user = who.user_id
-    if user is None and inbound.user is not None:
-        user = _masked(inbound.user, redact)
-    return msgspec.structs.replace(
-        who, user_id=user, tags=tags(chain(who.tags, map(redact, inbound.tags)))
-    )
+    if inbound.user is not None and who.user_id is None:
+        who = msgspec.structs.replace(who, user_id=_masked(inbound.user, redact))
+    if inbound.tags:
+        all_of_them = tags(chain(who.tags, map(redact, inbound.tags)))
+        who = msgspec.structs.replace(who, tags=all_of_them)
+    return who
 
 
 def _text(value: bytes | None) -> str | None:
