@@ -50,6 +50,13 @@ class Filters(msgspec.Struct, frozen=True, kw_only=True):
     min_latency_ms: float | None = None
     min_tokens: int | None = None
 
+    @property
+    def of_rows(self) -> bool:
+        """Whether only the rows themselves can tell: sums of calls do not know their users, their
+        tags, or how long each took."""
+        least = self.min_latency_ms is not None or self.min_tokens is not None
+        return bool(self.user or self.session or self.tag or least)
+
 
 def where(table: FromClause, filters: Filters) -> list[ColumnElement[bool]]:
     """The filters' conditions on a table; those about columns that it lacks do not apply.
