@@ -125,11 +125,11 @@ def whole(columns: Iterable[Any]) -> Sums:
 def _less(together: Sums, part: Sums) -> Sums:
     """What is left. Of a sum of which nothing is left it is not known whether it was of anything:
     that is unknown, and never 0."""
-    left = [
-        one if one is None or other is None else one - other
-        for one, other in zip(together, part, strict=True)
+    nothing = [0] * len(COUNTS) + [None] * len(SUMS)
+    return [
+        one if one is None or other is None else one - other or none
+        for one, other, none in zip(together, part, nothing, strict=True)
     ]
-    return [*left[: len(COUNTS)], *(value or None for value in left[len(COUNTS) :])]
 
 
 async def distributions(
