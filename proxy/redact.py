@@ -10,12 +10,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from urllib.parse import quote
 
 _GONE = "[redacted]"
 
 _LIMIT = 64 * 1024
 """Characters that are looked at; what lies beyond is dropped, so a hostile text costs no time."""
+
+_SHORT, _NAMES = 128, 1024
+"""Characters of a name, which comes with many calls, and how many of them are remembered."""
 
 _ANYWHERE = 6
 """A secret of fewer characters is replaced only where it stands alone: ``sk-1`` but not in
@@ -89,8 +93,11 @@ class Redactor:
         # The cut at _LIMIT may leave the head of a secret, unrecognisable; it is dropped with what
         # surrounds it. Twice, because a replacement can be longer than what it replaced.
         self._margin = 2 * max(128, *(len(form) for form in forms)) if forms else 256
+        self._name = lru_cache(_NAMES)(self._clean)
 
     def __call__(self, text: str) -> str:
+        if len(text) <= _SHORT:
+            return self._name(text)
         if len(text) <= _LIMIT:
             return self._clean(text)
         return self._clean(text[:_LIMIT])[: -self._margin] + "…"

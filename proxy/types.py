@@ -210,7 +210,7 @@ class CallRecord(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defau
     ``prompt_eval_ms`` and ``generation_ms`` are what the model's server measured itself;
     ``is_cold_start`` says that it had to load the model; ``model_memory_mb`` and
     ``model_vram_mb`` (MiB) are what the model held there, ``gpu_memory_used_mb`` what was in use
-    on this host's GPUs, when the attempt began.
+    on this host's GPUs, when the attempt began. ``tags`` is a JSON list of texts.
     """
 
     request_id: str
@@ -232,6 +232,8 @@ class CallRecord(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defau
     tool_name: str | None = None
     session_id: str | None = None
     trace_id: str | None = None
+    user_id: str | None = None
+    tags: str | None = None
     is_stream: bool
     status: str
     http_status: int | None = None

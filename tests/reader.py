@@ -150,7 +150,7 @@ async def _use(reader: Reader) -> None:
 
     async def chat(model: str, agent: str, tool: str, **more: Any) -> None:
         body = {"model": model, "messages": [{"role": "user", "content": "Hello"}], **more}
-        headers = {"X-Agent-Name": agent, "X-Tool-Name": tool}
+        headers = {"X-Agent-Name": agent, "X-Tool-Name": tool, "X-User-Id": "ann", "X-Tags": "docs"}
         await reader.http.post("/v1/chat/completions", json=body, headers=headers)
 
     await chat("lab/json", "planner", "search")

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 
 HOUSE = (
     "types clients sample errors reasons clock duration when log redact content loopback"
-    " election places config schema fields document mistakes discovery",
+    " election places config schema fields document mistakes discovery tags",
     "routing providers metering store observe sharing",
     "relay telemetry keys savings",
     "api",

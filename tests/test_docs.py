@@ -14,7 +14,13 @@ import yaml
 from pydantic import BaseModel
 
 from proxy.api.savings import savings_router
-from proxy.api.stats import CompareParameters, Parameters, SeriesParameters, stats_router
+from proxy.api.stats import (
+    CompareParameters,
+    Parameters,
+    RankingParameters,
+    SeriesParameters,
+    stats_router,
+)
 from proxy.config import load
 from proxy.errors import ErrorReason
 from proxy.metering.journal import HELD
@@ -42,7 +48,7 @@ STATS_PATHS = [
     *("/stats/tps", "/stats/system", "/stats/events"),
     *("/stats/costs/daily", "/stats/database"),
     *("/stats/recent", "/stats/compare", "/stats/waste", "/stats/errors/fingerprints"),
-    *("/stats/savings", "/stats/credits"),
+    *("/stats/savings", "/stats/credits", "/stats/groups"),
 ]
 
 SECTIONS = ("server", "auth", "routing", "state", "telemetry")
@@ -136,7 +142,7 @@ def test_there_are_no_other_stats_paths() -> None:
 
 
 def test_every_parameter_is_documented() -> None:
-    for parameters in (Parameters, SeriesParameters, CompareParameters):
+    for parameters in (Parameters, SeriesParameters, CompareParameters, RankingParameters):
         for name in parameters.model_fields:
             assert f"`{name}`" in STATS, name
 

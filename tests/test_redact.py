@@ -197,3 +197,10 @@ def test_a_whole_text_is_masked_however_long_and_gives_away_no_half_at_its_end()
         kept = redact.whole("-" * at + secret + "-" * 5000, 1000)
         assert len(kept) <= 1000
         assert "canary" not in kept, at
+
+
+def test_a_name_that_was_let_through_is_masked_once_it_is_known_as_a_secret() -> None:
+    redact = Redactor(())
+    assert redact("hunter2-hunter2") == "hunter2-hunter2"
+    redact.learn(["hunter2-hunter2"])
+    assert redact("hunter2-hunter2") == "[redacted]"

@@ -8,7 +8,7 @@ Instants are RFC 3339 in UTC, durations milliseconds, money US dollars, and unkn
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Protocol
@@ -28,6 +28,7 @@ from proxy.store import (
     fingerprints,
     groups,
     pages,
+    ranking,
     series,
     sizes,
     state,
@@ -40,6 +41,7 @@ from proxy.store.pages import BadCursor
 from proxy.store.tables import STATUSES, api_calls
 
 PERIODS = {"1h": 3_600_000, "24h": 86_400_000, "7d": 604_800_000, "30d": 2_592_000_000}
+_FILTERS = Filters.__struct_fields__
 _FARTHEST = 253_402_300_799  # the last second of the year 9999
 
 Record = dict[str, Any]
@@ -70,14 +72,20 @@ def _rfc3339(text: str) -> float:
 Moment = Annotated[int, BeforeValidator(instant)]
 
 
-def _known(statuses: list[str]) -> list[str]:
-    for status in statuses:
-        if status not in STATUSES:
-            raise _bad("status", f"must be one of {', '.join(STATUSES)}")
-    return statuses
+def _one_of(accepted: Collection[str]) -> AfterValidator:
+    """GatewayError 422 for any other value."""
+
+    def known(value: str, info: ValidationInfo) -> str:
+        if value not in accepted:
+            raise _bad(info.field_name, f"must be one of {', '.join(accepted)}")
+        return value
+
+    return AfterValidator(known)
 
 
-Statuses = Annotated[list[str], AfterValidator(_known)]
+Status = Annotated[str, _one_of(STATUSES)]
+Dimension = Annotated[str, _one_of(ranking.DIMENSIONS)]
+Order = Annotated[str, _one_of(ranking.ORDERS)]
 
 
 class Parameters(BaseModel):
@@ -92,11 +100,14 @@ class Parameters(BaseModel):
     provider: list[str] = []
     model: list[str] = []
     key: list[str] = []
-    status: Statuses = []
+    status: list[Status] = []
     client: list[str] = []
     agent: list[str] = []
     tool: list[str] = []
     endpoint: list[str] = []
+    user: list[str] = []
+    session: list[str] = []
+    tag: list[str] = []
     min_latency_ms: float | None = Field(None, ge=0, allow_inf_nan=False)
     min_tokens: int | None = Field(None, ge=0, lt=2**63)
     limit: int = Field(100, ge=1, le=1000)
@@ -111,7 +122,8 @@ class Parameters(BaseModel):
             start = max(0, end - PERIODS[self.period])
         if start > end:
             raise _bad("start", "is after the end")
-        values = {name: tuple(value) for name, value in self if isinstance(value, list)}
+        lists = {name: value for name, value in self if isinstance(value, list)}
+        values = {name: tuple(lists[name]) for name in lists.keys() & set(_FILTERS)}
         return Filters(
             start=start,
             end=end,
@@ -141,6 +153,14 @@ class CompareParameters(Parameters):
     """What to set side by side."""
 
     by: Literal["provider", "model"] = "provider"
+
+
+class RankingParameters(Parameters):
+    """What to group by, and how many of the groups to tell of one by one."""
+
+    group_by: list[Dimension] = Field(["client"], min_length=1, max_length=2)
+    order: Order = "cost_usd"
+    top: int = Field(10, ge=1, le=1000)
 
 
 Asked = Annotated[Parameters, Query()]
@@ -183,6 +203,7 @@ def stats_router(store: Store, present: Present) -> APIRouter:
         "/calls/{request_id}": stats.call,
         "/calls/{request_id}/content": stats.content,
         "/recent": stats.recent,
+        "/groups": stats.groups,
         "/compare": stats.compare,
         "/waste": stats.waste,
         "/errors/fingerprints": stats.fingerprints,
@@ -240,6 +261,13 @@ class _Stats:
         names = dict.fromkeys(compare.BY[asked.by])
         blank = names | groups.NOTHING | {"ratio": compare.NO_RATIOS}
         return _slice(found, asked, blank, by=asked.by)
+
+    async def groups(self, asked: Annotated[RankingParameters, Query()]) -> Response:
+        filters, by = asked.filters(), list(dict.fromkeys(asked.group_by))
+        async with self._reader() as connection:
+            found = await ranking.ranked(connection, filters, by, asked.order, asked.top)
+        more: Record = {"window": window(filters), "group_by": by, "order": asked.order}
+        return Listing(found, None, ranking.blank(by), **more)
 
     async def waste(self, asked: Asked) -> Response:
         filters = asked.filters()

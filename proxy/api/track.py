@@ -22,6 +22,7 @@ from proxy.errors import ErrorReason, GatewayError
 from proxy.redact import shorten
 from proxy.relay.attribution import attribution
 from proxy.store.events import EventRecord
+from proxy.tags import MOST
 from proxy.telemetry.dates import moment
 from proxy.telemetry.record import InvocationRecord, call, content
 from proxy.types import Caller, CallRecord, FaultRecord
@@ -76,6 +77,8 @@ class Inference(Told):
     tool_name: Name | None = None
     session_id: Name | None = None
     trace_id: Name | None = None
+    user_id: Name | None = None
+    tags: Annotated[list[Word], Field(max_length=MOST)] | None = None
     status: Literal["success", "error", "timeout", "cancelled", "rejected"] = "success"
     error_reason: Name | None = None
     error_message: Text | None = None

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import msgspec
 
+from proxy import tags
 from proxy.errors import ErrorReason
 from proxy.metering.attempt import Asked, Attempt, Attribution
 from proxy.types import CallRecord
@@ -17,7 +18,7 @@ INTERRUPTED = "the gateway ended while the call ran"
 _KEPT = (
     *("request_id", "endpoint", "provider", "model", "requested_model", "client_id"),
     *("client_request_id", "agent_name", "tool_name", "session_id", "trace_id", "is_stream"),
-    "privacy_level",
+    *("user_id", "tags", "privacy_level"),
 )
 """What is so of every attempt of a request, as far as anybody knows."""
 
@@ -57,6 +58,8 @@ def admission(
         tool_name=who.tool_name,
         session_id=who.session_id,
         trace_id=who.trace_id,
+        user_id=who.user_id,
+        tags=tags.written(who.tags),
         is_stream=asked.stream,
         status="error",
         error_reason=str(ErrorReason.INTERRUPTED),

@@ -35,8 +35,9 @@ class Asked(msgspec.Struct, frozen=True, gc=False):
 
 
 class Attribution(msgspec.Struct, frozen=True, gc=False):
-    """Who and what a call is counted for, from the request's headers. ``private``: the client
-    wants no text of it kept. ``max_cost`` is what it is willing to pay, as it was sent."""
+    """Who and what a call is counted for, as the request says and the client's key. ``private``:
+    the client wants no text of it kept. ``max_cost`` is what it is willing to pay, as it was
+    sent."""
 
     client_request_id: str | None = None
     agent_name: str | None = None
@@ -45,6 +46,8 @@ class Attribution(msgspec.Struct, frozen=True, gc=False):
     trace_id: str | None = None
     private: bool = False
     max_cost: bytes | None = None
+    user_id: str | None = None
+    tags: tuple[str, ...] = ()
 
 
 class Attempt:

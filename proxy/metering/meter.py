@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from proxy import tags
 from proxy.clock import monotonic, now_ms
 from proxy.content import Content
 from proxy.errors import ErrorReason, GatewayError
@@ -79,7 +80,7 @@ class Meter:
         self._books = books
         self._endpoint = endpoint
         self._client_id = client_id
-        self._attribution = attribution
+        self.who = attribution
         self._full = books.content is not None and not attribution.private
         lowered = books.content is not None and attribution.private
         self._level = "metadata" if lowered else books.privacy_level
@@ -106,7 +107,7 @@ class Meter:
                     self.request_id,
                     attempt,
                     self.asked,
-                    self._attribution,
+                    self.who,
                     endpoint=self._endpoint,
                     client_id=self._client_id,
                     privacy_level=self._books.privacy_level,
@@ -228,7 +229,7 @@ class Meter:
         target = attempt.target
         quote = self._books.quote(target.provider, target.model, usage, attempt.key_id)
         stream = tap if isinstance(tap, StreamTap) else None
-        who = self._attribution
+        who = self.who
         self._books.emit(
             CallRecord(
                 **timing(attempt, self.admitted, ended),
@@ -252,6 +253,8 @@ class Meter:
                 tool_name=who.tool_name,
                 session_id=who.session_id,
                 trace_id=who.trace_id,
+                user_id=who.user_id,
+                tags=tags.written(who.tags),
                 is_stream=asked.stream or stream is not None,
                 status=status,
                 http_status=attempt.http_status,

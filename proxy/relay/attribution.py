@@ -1,12 +1,23 @@
-"""Who a call is counted for, read from its headers. A hint from the client, never an identity."""
+"""Who a call is counted for: by its headers, by its body, and by the client's key.
+
+What the client says is a hint, never an identity: only the tags of its key are certain, and these
+come first where there are too many. A user or a tag that looks like a key is masked at once, so
+that rows, limits and budgets have the same name for it.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
+from itertools import chain
 
+import msgspec
+
+from proxy.clients import Client
 from proxy.metering.attempt import Attribution
+from proxy.relay.inbound import Inbound
+from proxy.tags import tags
 
 PRIVACY = b"x-tollkeeper-privacy"
 """With any value but ``full`` it lowers the level of one call to metadata; nothing raises it."""
@@ -22,6 +33,9 @@ _WANTED = frozenset(
         b"x-session-id",
         b"traceparent",
         b"user-agent",
+        b"x-user-id",
+        b"x-openwebui-user-id",
+        b"x-tags",
         PRIVACY,
         MAX_COST,
     )
@@ -54,11 +68,19 @@ TOOLS = (
 """What the User-Agent of a coding tool begins with, and the tool's name."""
 
 
-def attribution(headers: Iterable[tuple[bytes, bytes]]) -> Attribution:
-    """Read the attribution headers. Overlong values are cut, unusable ones are None."""
+def attribution(
+    headers: Iterable[tuple[bytes, bytes]],
+    client: Client | None = None,
+    redact: Callable[[str], str] = str,
+) -> Attribution:
+    """What the headers and the client's key tell. Overlong values are cut, unusable ones are
+    None."""
     found = {name: value for name, value in headers if name in _WANTED}
     agent = found.get(b"user-agent")
     trace = found.get(b"traceparent")
+    user = found.get(b"x-user-id") or found.get(b"x-openwebui-user-id")
+    labels = found.get(b"x-tags")
+    own = client.tags if client is not None else ()
     return Attribution(
         client_request_id=_text(found.get(b"x-request-id")),
         agent_name=_text(found.get(b"x-agent-name")),
@@ -67,14 +89,38 @@ def attribution(headers: Iterable[tuple[bytes, bytes]]) -> Attribution:
         trace_id=_trace_id(trace) if trace else None,
         private=found.get(PRIVACY, b"full").strip().lower() != b"full",
         max_cost=found.get(MAX_COST),
+        user_id=_masked(user.decode("utf-8", "replace"), redact) if user else None,
+        tags=tags((*own, redact(labels.decode("utf-8", "replace")))) if labels else tags(own),
     )
 
 
+def completed(
+    who: Attribution, inbound: Inbound, redact: Callable[[str], str] = str
+) -> Attribution:
+    """With what the body tells: its tags beside the others, its user where no header names one.
+
+    A header is set by whoever runs the program, the body by the program: as in LiteLLM, the
+    header wins.
+    """
+    if inbound.user is not None and who.user_id is None:
+        who = msgspec.structs.replace(who, user_id=_masked(inbound.user, redact))
+    if inbound.tags:
+        all_of_them = tags(chain(who.tags, map(redact, inbound.tags)))
+        who = msgspec.structs.replace(who, tags=all_of_them)
+    return who
+
+
 def _text(value: bytes | None) -> str | None:
-    if not value:
-        return None
-    text = value[: _LONGEST * 4].decode("utf-8", "replace").strip()[:_LONGEST]
-    return text.replace("\x00", "") or None
+    return _short(value[: _LONGEST * 4].decode("utf-8", "replace")) if value else None
+
+
+def _masked(text: str, redact: Callable[[str], str]) -> str | None:
+    """Masked first, then cut: the head of a key looks like none."""
+    return _short(redact(text))
+
+
+def _short(text: str) -> str | None:
+    return text.strip()[:_LONGEST].replace("\x00", "") or None
 
 
 @lru_cache(maxsize=256)

@@ -16,6 +16,7 @@ from proxy.errors import ErrorReason, GatewayError
 from proxy.metering import tokenizer
 from proxy.metering.attempt import Asked
 from proxy.metering.tokenizer import Sample
+from proxy.tags import listed
 from proxy.types import Headers, Operation
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -36,6 +37,10 @@ class Inbound(msgspec.Struct, frozen=True):
     session: str | None = None
     """OpenAI's ``prompt_cache_key``, else ``user``: whose prompts are likely to begin alike."""
     prompt: Sample | None = None
+    user: str | None = None
+    """OpenAI's ``user``, else ``safety_identifier``."""
+    tags: tuple[str, ...] = ()
+    """As they stand in ``metadata.tags``."""
 
     @property
     def lacks_usage(self) -> bool:
@@ -121,8 +126,17 @@ def parse(body: bytes, operation: Operation) -> Inbound:
     wants_usage = isinstance(options, dict) and options.get("include_usage") is True
     session = read.get("prompt_cache_key") or read.get("user")
     session = session[:256] if isinstance(session, str) else None
-    prompt = read.get("prompt_sample")
-    return Inbound(body, model, _asked(read, model), wants_usage, session, prompt)
+    user = read.get("user") or read.get("safety_identifier")
+    return Inbound(
+        body,
+        model,
+        _asked(read, model),
+        wants_usage,
+        session,
+        read.get("prompt_sample"),
+        user if isinstance(user, str) else None,
+        _tags(read.get("metadata")),
+    )
 
 
 class _Part(msgspec.Struct):
@@ -157,10 +171,17 @@ class _Request(msgspec.Struct):
     reasoning: Any = None
     prompt_cache_key: Any = None
     user: Any = None
+    safety_identifier: Any = None
+    metadata: msgspec.Raw | None = None
+
+
+class _Metadata(msgspec.Struct):
+    tags: Any = None
 
 
 _decode = msgspec.json.Decoder(_Request).decode
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_metadata = msgspec.json.Decoder(_Metadata).decode
 _options = msgspec.json.Decoder(dict[str, msgspec.Raw] | None).decode
 
 
@@ -239,6 +260,16 @@ def _sample(texts: list[str]) -> Sample | None:
         for text in texts:
             sample.add(text)
     return sample
+
+
+def _tags(metadata: Any) -> tuple[str, ...]:
+    """``metadata`` is the provider's to judge; what is no object has no tags."""
+    if isinstance(metadata, msgspec.Raw):
+        try:
+            return listed(_metadata(metadata).tags)
+        except msgspec.DecodeError:
+            return ()
+    return listed(metadata.get("tags")) if isinstance(metadata, dict) else ()
 
 
 def _number(value: Any) -> float | None:

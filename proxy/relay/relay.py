@@ -24,7 +24,7 @@ from proxy.metering.pricing import Prices
 from proxy.providers.base import Provider
 from proxy.providers.residency import Residency
 from proxy.relay.allowed import allowed
-from proxy.relay.attribution import attribution
+from proxy.relay.attribution import attribution, completed
 from proxy.relay.ceiling import affordable
 from proxy.relay.claims import Claims
 from proxy.relay.client import ClientWatch
@@ -110,7 +110,7 @@ class Relay:
         request_id: str = scope["request_id"]
         caller: Caller = scope["caller"]
         fields: Headers = scope["headers"]
-        who = attribution(fields)
+        who = attribution(fields, caller.client, self._books.redact)
         meter = Meter(
             self._books, request_id, scope["path"], caller.client_id, who, scope["started"]
         )
@@ -126,6 +126,7 @@ class Relay:
             meter.admitted, meter.request = monotonic(), body
             inbound = parse(body, operation)
             meter.asked, meter.prompt = inbound.asked, inbound.prompt
+            meter.who = who = completed(who, inbound, self._books.redact)
             watch.begin(self._start)
             routes = self.routes
             call = await self._call(routes, operation, inbound, fields, meter, caller, who)

@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from proxy.clock import now_ms
 from proxy.store.filters import Filters
-from proxy.store.rollups import DAY, GRAINS, HOUR, TOTALS, Grain
+from proxy.store.rollups import DAY, DIMENSIONS, GRAINS, HOUR, TOTALS, Grain
 from proxy.store.tables import api_calls
 
 FEW = 5000
@@ -38,15 +38,17 @@ class Piece(NamedTuple):
         return self.table is not api_calls
 
 
-async def cover(connection: AsyncConnection, filters: Filters, longest: int = DAY) -> list[Piece]:
+async def cover(
+    connection: AsyncConnection, filters: Filters, longest: int = DAY, by: Sequence[str] = ()
+) -> list[Piece]:
     """The pieces of the filters' window, in order, with rollups of at most ``longest``
     milliseconds.
 
-    It is one piece of calls where the filters ask for what rollups do not know, and where the calls
-    are few and all there.
+    It is one piece of calls where the filters, or the dimensions to group by, ask for what rollups
+    do not know, and where the calls are few and all there.
     """
     whole = Piece(api_calls, filters.start, filters.end)
-    if filters.min_latency_ms is not None or filters.min_tokens is not None:
+    if filters.of_rows or not set(by) <= set(DIMENSIONS):
         return [whole]
     now = now_ms()
     end = filters.end

@@ -9,6 +9,7 @@ import msgspec
 from sqlalchemy import ColumnElement, FromClause, func
 
 from proxy.store import costs
+from proxy.store.tags import tagged
 
 _COLUMNS = {
     "provider": ("provider",),
@@ -19,6 +20,8 @@ _COLUMNS = {
     "agent": ("agent_name",),
     "tool": ("tool_name",),
     "endpoint": ("endpoint",),
+    "user": ("user_id",),
+    "session": ("session_id",),
 }
 _INSTANTS = ("timestamp", "window_start")
 
@@ -26,7 +29,8 @@ _INSTANTS = ("timestamp", "window_start")
 class Filters(msgspec.Struct, frozen=True, kw_only=True):
     """A window, from ``start`` to before ``end`` in UTC milliseconds, and what else must hold.
 
-    Of several values of a column one must match; an empty tuple lets everything through.
+    Of several values of a column one must match; an empty tuple lets everything through. Of the
+    tags of a row one must match.
     ``min_latency_ms`` is about the whole request where that is known, else about the attempt.
     """
 
@@ -40,8 +44,18 @@ class Filters(msgspec.Struct, frozen=True, kw_only=True):
     agent: tuple[str, ...] = ()
     tool: tuple[str, ...] = ()
     endpoint: tuple[str, ...] = ()
+    user: tuple[str, ...] = ()
+    session: tuple[str, ...] = ()
+    tag: tuple[str, ...] = ()
     min_latency_ms: float | None = None
     min_tokens: int | None = None
+
+    @property
+    def of_rows(self) -> bool:
+        """Whether only the rows themselves can tell: sums of calls do not know their users, their
+        tags, or how long each took."""
+        least = self.min_latency_ms is not None or self.min_tokens is not None
+        return bool(self.user or self.session or self.tag or least)
 
 
 def where(table: FromClause, filters: Filters) -> list[ColumnElement[bool]]:
@@ -59,6 +73,8 @@ def where(table: FromClause, filters: Filters) -> list[ColumnElement[bool]]:
     for name, columns in _COLUMNS.items():
         values = getattr(filters, name)
         conditions += [table.c[c].in_(values) for c in columns if values and c in table.c]
+    if filters.tag and "tags" in table.c:
+        conditions.append(tagged(table.c.tags, filters.tag))
     if filters.min_latency_ms is not None and "total_duration_ms" in table.c:
         latency = func.coalesce(table.c.total_duration_ms, table.c.response_time_ms)
         conditions.append(latency >= filters.min_latency_ms)
@@ -68,7 +84,10 @@ def where(table: FromClause, filters: Filters) -> list[ColumnElement[bool]]:
 
 
 def admits(filters: Filters, call: Mapping[str, Any]) -> bool:
-    """Whether a row of ``api_calls`` that is in memory passes all but the window."""
+    """Whether a row of ``api_calls`` that is in memory, as it is shown, passes all but the
+    window."""
+    if filters.tag and not set(filters.tag) & set(call["tags"] or ()):
+        return False
     for name, columns in _COLUMNS.items():
         values = getattr(filters, name)
         if values and call[columns[0]] not in values:

@@ -15,7 +15,7 @@ within 2 % where sketches tell them. All else is exact everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, case, func, literal_column, select
@@ -26,15 +26,19 @@ from proxy.store.coverage import Piece, cover
 from proxy.store.filters import Filters
 from proxy.store.rollups import plus, thousandths
 from proxy.store.sketch import Sketch, lanes, of_lanes
-from proxy.store.sources import COUNTS, SUMS, VALUES, Asked, Only
+from proxy.store.sources import COUNTS, SUMS, VALUES, Among, Asked, Only
 from proxy.store.tables import api_calls
 
 Values = dict[str, Any]
 Key = tuple[Any, ...]
+Sums = list[int | None]
 
 DISTRIBUTIONS = tuple(VALUES)
 PERCENTILES = (50, 95, 99)
+REST: Key = ()
+"""The key of all groups that are not told one by one."""
 _NANO = 1e9
+_ATTEMPTS = COUNTS.index("attempts")
 _STEP = 250  # rows that are added up at once: more would keep the event loop for milliseconds
 
 NO_CALLS: Values = {
@@ -71,50 +75,154 @@ async def totals(
     connection: AsyncConnection, asked: Asked, pieces: Sequence[Piece]
 ) -> dict[Key, Values]:
     """Counts and sums by group, in the order of their keys."""
-    found: dict[Key, list[int | None]] = {}
+    found = await added_up(connection, asked, pieces)
     if not asked.width:
-        found[()] = [0] * len(COUNTS) + [None] * len(SUMS)
-    for piece in pieces:
-        for row in await connection.execute(sources.sums(piece, asked)):
-            key, more = tuple(row[: asked.width]), map(_int, row[asked.width :])
-            held = found.get(key)
-            found[key] = [*more] if held is None else [*map(plus, held, more)]
+        found.setdefault((), [0] * len(COUNTS) + [None] * len(SUMS))
     ordered = sorted(found.items(), key=lambda item: [(part is None, part) for part in item[0]])
-    return {key: _totals(dict(zip((*COUNTS, *SUMS), held, strict=True))) for key, held in ordered}
+    return {key: told(sums) for key, sums in ordered}
+
+
+async def added_up(
+    connection: AsyncConnection, asked: Asked, pieces: Sequence[Piece]
+) -> dict[Key, Sums]:
+    """``COUNTS`` and ``SUMS`` by group."""
+    rolled = [piece for piece in pieces if piece.is_rolled]
+    found = await _gathered(connection, asked, rolled)
+    rest = asked.anonymous
+    if rest is not None:
+        together = await _gathered(connection, rest, rolled)
+        others = {asked.nameless(key): sums for key, sums in together.items()}
+        for key, sums in found.items():
+            nameless = asked.nameless(key)
+            others[nameless] = _less(others[nameless], sums)
+        join(found, {key: sums for key, sums in others.items() if sums[_ATTEMPTS]})
+    join(found, await _gathered(connection, asked, [p for p in pieces if not p.is_rolled]))
+    return found
+
+
+async def _gathered(
+    connection: AsyncConnection, asked: Asked, pieces: Sequence[Piece]
+) -> dict[Key, Sums]:
+    found: dict[Key, Sums] = {}
+    for piece in pieces:
+        query = await connection.execute(sources.sums(piece, asked))
+        join(found, {tuple(row[: asked.width]): whole(row[asked.width :]) for row in query})
+    return found
+
+
+def join(found: dict[Key, Sums], more: Mapping[Key, Sums]) -> None:
+    """Add the sums of some groups to those of others."""
+    for key, sums in more.items():
+        held = found.get(key)
+        found[key] = sums if held is None else [*map(plus, held, sums)]
+
+
+def whole(columns: Iterable[Any]) -> Sums:
+    """The sums of a row as whole numbers. PostgreSQL's sums are decimals."""
+    return [None if value is None else int(value) for value in columns]
+
+
+def _less(together: Sums, part: Sums) -> Sums:
+    """What is left. Of a sum of which nothing is left it is not known whether it was of anything:
+    that is unknown, and never 0."""
+    nothing = [0] * len(COUNTS) + [None] * len(SUMS)
+    return [
+        one if one is None or other is None else one - other or none
+        for one, other, none in zip(together, part, nothing, strict=True)
+    ]
 
 
 async def distributions(
-    connection: AsyncConnection, asked: Asked, pieces: Sequence[Piece], names: Sequence[str]
+    connection: AsyncConnection,
+    asked: Asked,
+    pieces: Sequence[Piece],
+    names: Sequence[str],
+    chosen: Collection[Key] | None = None,
 ) -> dict[str, dict[Key, Values]]:
-    """Mean and percentiles of ``DISTRIBUTIONS`` by group; groups without values are left out."""
+    """Mean and percentiles of ``DISTRIBUTIONS`` by group; groups without values are left out.
+
+    With ``chosen``, all other groups are one, ``REST``.
+    """
     if any(piece.is_rolled for piece in pieces):
-        return await _sketched(connection, asked, pieces, names)
+        return await _sketched(connection, asked, pieces, names, chosen)
     found: dict[str, dict[Key, Values]] = {name: {} for name in names}
-    for name in names:
+    parts = [asked]
+    if chosen is not None:
+        among = Among(asked.by, [*chosen], inside=True)
+        parts = [
+            asked._replace(among=among),
+            asked._replace(by=(), among=among._replace(inside=False)),
+        ]
+    for part in parts:
+        await _exact(connection, part, pieces, found)
+    return found
+
+
+async def _exact(
+    connection: AsyncConnection,
+    asked: Asked,
+    pieces: Sequence[Piece],
+    found: dict[str, dict[Key, Values]],
+) -> None:
+    """The distributions of ``found`` from rows alone."""
+    for name, groups in found.items():
         for piece in pieces:
             for row in await connection.execute(_ranked(piece, asked, name)):
                 total, size, *shares = row[asked.width :]
                 if size:
-                    found[name][tuple(row[: asked.width])] = _spread(int(total), size, shares)
-    return found
+                    groups[tuple(row[: asked.width])] = _spread(int(total), size, shares)
 
 
 async def _sketched(
-    connection: AsyncConnection, asked: Asked, pieces: Sequence[Piece], names: Sequence[str]
+    connection: AsyncConnection,
+    asked: Asked,
+    pieces: Sequence[Piece],
+    names: Sequence[str],
+    chosen: Collection[Key] | None,
 ) -> dict[str, dict[Key, Values]]:
     """The distributions from rollups, and from the rows beside them."""
-    sums: dict[Key, list[_Sum]] = {}
-    for piece in pieces:
-        query = sources.values(piece, asked, names)
-        rows = await connection.stream(query, execution_options={"yield_per": _STEP})
-        async for part in rows.partitions():
-            _add(sums, part, asked.width, len(names), piece.is_rolled)
+    rolled = [piece for piece in pieces if piece.is_rolled]
+    parts = await _streamed(connection, asked, rolled, names)
+    rest = asked.anonymous
+    if rest is not None:
+        whole = await _streamed(connection, rest, rolled, names)
+        others = {asked.nameless(key): held for key, held in whole.items()}
+        for key, held in parts.items():
+            for one, part in zip(others[asked.nameless(key)], held, strict=True):
+                one.subtract(part)
+        _merge(parts, others)
+    _merge(parts, await _streamed(connection, asked, [p for p in pieces if not p.is_rolled], names))
+    if chosen is not None:
+        kept = set(chosen)
+        for key in [key for key in parts if key not in kept]:
+            _merge(parts, {REST: parts.pop(key)})
     found: dict[str, dict[Key, Values]] = {name: {} for name in names}
-    for key, held in sums.items():
+    for key, held in parts.items():
         for name, each in zip(names, held, strict=True):
             if (values := each.spread()) is not None:
                 found[name][key] = values
     return found
+
+
+async def _streamed(
+    connection: AsyncConnection, asked: Asked, pieces: Sequence[Piece], names: Sequence[str]
+) -> dict[Key, list[_Sum]]:
+    found: dict[Key, list[_Sum]] = {}
+    for piece in pieces:
+        query = sources.values(piece, asked, names)
+        rows = await connection.stream(query, execution_options={"yield_per": _STEP})
+        async for part in rows.partitions():
+            _add(found, part, asked.width, len(names), piece.is_rolled)
+    return found
+
+
+def _merge(found: dict[Key, list[_Sum]], more: Mapping[Key, list[_Sum]]) -> None:
+    for key, held in more.items():
+        if key in found:
+            for one, other in zip(found[key], held, strict=True):
+                one.add(other)
+        else:
+            found[key] = held
 
 
 def _add(
@@ -122,7 +230,7 @@ def _add(
 ) -> None:
     """Add rows of ``sources.values``: the ``width`` parts of a key, then ``size`` distributions."""
     for row in rows:
-        key = row[:width]
+        key = tuple(row[:width])
         held = sums.get(key)
         if held is None:
             held = sums[key] = [_Sum() for _ in range(size)]
@@ -147,6 +255,17 @@ class _Sum:
         self.total = self.lanes = 0
         self.sketch = Sketch()
 
+    def add(self, other: _Sum) -> None:
+        """Add the values of another one."""
+        self.total += other.total
+        self.lanes += other.lanes
+        self.sketch.update(other.sketch)
+
+    def subtract(self, part: _Sum) -> None:
+        """Take away values that are among these; both are of rollups alone."""
+        self.total -= part.total
+        self.lanes -= part.lanes
+
     def spread(self) -> Values | None:
         """None without values."""
         whole = self.sketch.plus(of_lanes(self.lanes))
@@ -162,7 +281,8 @@ def _spread(total: int, size: int, shares: Sequence[float]) -> Values:
 def _ranked(piece: Piece, asked: Asked, name: str) -> Select[Any]:
     """By group: the sum in thousandths, how many values there are, and the percentiles."""
     column, counts = VALUES[name]
-    keys = asked.keys(api_calls, api_calls.c.timestamp)
+    source, columns = sources.rows(asked)
+    keys = asked.keys(columns, api_calls.c.timestamp)
     groups = [key.element for key in keys]
     ranked = (
         select(
@@ -171,6 +291,7 @@ def _ranked(piece: Piece, asked: Asked, name: str) -> Select[Any]:
             func.row_number().over(partition_by=groups or None, order_by=column).label("place"),
             func.count().over(partition_by=groups or None).label("size"),
         )
+        .select_from(source)
         .where(*sources.conditions(piece, asked), counts, column.is_not(None))
         .subquery()
     )
@@ -194,7 +315,9 @@ def _percentile(
     )
 
 
-def _totals(row: Mapping[str, Any]) -> Values:
+def told(sums: Sums) -> Values:
+    """The measures of a group by its sums, as they are shown."""
+    row: Values = dict(zip((*COUNTS, *SUMS), sums, strict=True))
     values = {name: row.get(name) for name in NO_CALLS}
     judged = row["success"] + row["errors"]
     values["success_rate"] = row["success"] / judged if judged else None
@@ -203,11 +326,6 @@ def _totals(row: Mapping[str, Any]) -> Values:
     nano = known_sum(row["nano_usd"], row["unpriced"])
     values["cost_usd"] = None if nano is None else nano / _NANO
     return values
-
-
-def _int(sum: Any) -> int | None:
-    """PostgreSQL's sums are decimals."""
-    return None if sum is None else int(sum)
 
 
 def known_sum(total: Any, without: int) -> int | None:

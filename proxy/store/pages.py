@@ -50,12 +50,13 @@ async def newest(
 
 
 def shown(table: Table, row: Row) -> Row:
-    """A row as JSON shows it: instants in RFC 3339, ``metadata`` as an object."""
+    """A row as JSON shows it: instants in RFC 3339, ``metadata`` and ``tags`` as what they are."""
     values = dict(row)
     for name in _instants(table):
         values[name] = rfc3339(values[name])
-    if values.get("metadata") is not None:
-        values["metadata"] = _parsed(values["metadata"])
+    for name in ("metadata", "tags"):
+        if values.get(name) is not None:
+            values[name] = _parsed(values[name])
     return values
 
 

@@ -82,6 +82,8 @@ class Series(NamedTuple):
 
 
 DIMENSIONS = Series._fields[1:]
+CALLERS = ("client_id", "agent_name", "tool_name")
+"""The dimensions that only the series of a ``caller`` have."""
 
 
 class Tally(msgspec.Struct):

@@ -25,6 +25,8 @@ from sqlalchemy import (
     literal_column,
     or_,
     select,
+    true,
+    tuple_,
 )
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -32,8 +34,9 @@ from sqlalchemy.sql.functions import GenericFunction
 
 from proxy.store.coverage import Piece, starts, window
 from proxy.store.filters import Filters, where
-from proxy.store.rollups import DIMENSIONS, TOTALS
+from proxy.store.rollups import CALLERS, DIMENSIONS, TOTALS
 from proxy.store.tables import api_calls, rollup_series
+from proxy.store.tags import each
 
 Only = Callable[[Any], Sequence[ColumnElement[bool]]]
 """Conditions on the columns (``table.c``) of whatever has the dimensions of calls."""
@@ -49,23 +52,64 @@ SUMS = ("input_tokens", "output_tokens", "total_tokens", "nano_usd")
 _NANO = 1e9
 
 
+TAG = "tag"
+"""A dimension of rows alone: a call is in the group of each of its tags, or in that of NULL."""
+
+
+class Among(NamedTuple):
+    """Which groups are meant: these keys of the dimensions, or all others."""
+
+    by: Sequence[str]
+    keys: Sequence[tuple[Any, ...]]
+    inside: bool
+
+
 class Asked(NamedTuple):
     """A question: the filters, the dimensions to group by, the length of the spans of time to
-    group by before those (None: not by time), and other conditions."""
+    group by before those (None: not by time), other conditions, and, of rows alone, which groups
+    are meant."""
 
     filters: Filters
     by: Sequence[str] = ()
     bucket: int | None = None
     only: Only | None = None
+    among: Among | None = None
 
     @property
     def width(self) -> int:
         """How many columns the key of a group has."""
         return len(self.by) + (self.bucket is not None)
 
-    def keys(self, table: FromClause, at: ColumnElement[int]) -> list[Label[Any]]:
+    @property
+    def scope(self) -> str:
+        """Of which rollups are asked."""
+        named = self.filters.client or self.filters.agent or self.filters.tool
+        return "caller" if named or not set(CALLERS).isdisjoint(self.by) else "service"
+
+    @property
+    def anonymous(self) -> Asked | None:
+        """The question whose answer, less that of this one, is about the calls that no series of
+        a caller counts; None where there are none, or none is meant."""
+        named = self.filters.client or self.filters.agent or self.filters.tool
+        if named or self.scope == "service":
+            return None
+        return self._replace(by=[name for name in self.by if name not in CALLERS])
+
+    def nameless(self, key: Sequence[Any]) -> tuple[Any, ...]:
+        """The key of such calls, from one of this question or of ``anonymous``."""
+        width, known = self.width - len(self.by), len(key) == self.width
+        parts = iter(key[width:])
+        hidden = []
+        for name in self.by:
+            part = next(parts) if known or name not in CALLERS else None
+            hidden.append(None if name in CALLERS else part)
+        return (*key[:width], *hidden)
+
+    def keys(
+        self, columns: Mapping[str, ColumnElement[Any]], at: ColumnElement[int]
+    ) -> list[Label[Any]]:
         """The columns to group by; ``at`` tells when a row is."""
-        keys: list[Label[Any]] = [table.c[name].label(name) for name in self.by]
+        keys: list[Label[Any]] = [columns[name].label(name) for name in self.by]
         if self.bucket is None:
             return keys
         # Written out, not bound: PostgreSQL takes two bound values for two expressions.
@@ -132,11 +176,12 @@ SKETCHES = {"latency_ms": "latency", "ttft_ms": "ttft", "tokens_per_second": "sp
 def sums(piece: Piece, asked: Asked) -> Select[Any]:
     """Counts and sums by group: the groups' columns, then ``COUNTS`` and ``SUMS``."""
     if not piece.is_rolled:
-        keys, measures = asked.keys(api_calls, _c.timestamp), _of_rows()
-        chosen = select(*keys, *measures).where(*conditions(piece, asked))
+        source, columns = rows(asked)
+        keys = asked.keys(columns, _c.timestamp)
+        chosen = select(*keys, *_of_rows()).select_from(source).where(*conditions(piece, asked))
     else:
         joined, series = _series(piece, asked)
-        keys = asked.keys(series, piece.table.c.start)
+        keys = asked.keys({**series.c}, piece.table.c.start)
         chosen = select(*keys, *_of_rollups(piece.table, series)).select_from(joined)
         chosen = chosen.where(*_rolled(piece, asked, series))
     return chosen.group_by(*keys)
@@ -146,11 +191,12 @@ def values(piece: Piece, asked: Asked, names: Sequence[str]) -> Select[Any]:
     """The groups' columns, then for each distribution the value of a row or None; of rollups, two
     columns: the total in thousandths and the sketch."""
     if not piece.is_rolled:
-        keys = asked.keys(api_calls, _c.timestamp)
+        source, columns = rows(asked)
+        keys = asked.keys(columns, _c.timestamp)
         found = [case((counts, column)) for column, counts in map(VALUES.__getitem__, names)]
-        return select(*keys, *found).where(*conditions(piece, asked))
+        return select(*keys, *found).select_from(source).where(*conditions(piece, asked))
     joined, series = _series(piece, asked)
-    keys = asked.keys(series, piece.table.c.start)
+    keys = asked.keys({**series.c}, piece.table.c.start)
     rolled = [
         piece.table.c[f"{SKETCHES[name]}_{part}"] for name in names for part in ("total", "sketch")
     ]
@@ -160,7 +206,32 @@ def values(piece: Piece, asked: Asked, names: Sequence[str]) -> Select[Any]:
 def conditions(piece: Piece, asked: Asked) -> list[ColumnElement[bool]]:
     """Which rows of a piece of calls are meant."""
     filters = msgspec.structs.replace(asked.filters, start=piece.start, end=piece.end)
-    return [*where(api_calls, filters), *(asked.only(_c) if asked.only else ())]
+    found = [*where(api_calls, filters), *(asked.only(_c) if asked.only else ())]
+    if asked.among is not None:
+        _, columns = rows(asked)
+        found.append(_among(columns, asked.among))
+    return found
+
+
+def rows(asked: Asked) -> tuple[FromClause, Mapping[str, ColumnElement[Any]]]:
+    """The calls with what they are grouped by."""
+    if TAG not in asked.by and (asked.among is None or TAG not in asked.among.by):
+        return api_calls, {**api_calls.c}
+    return _tagged, {**api_calls.c, TAG: _tag.c.value}
+
+
+_tag = each(_c.tags)
+_tagged = api_calls.join(_tag, true(), isouter=True)
+
+
+def _among(columns: Mapping[str, ColumnElement[Any]], among: Among) -> ColumnElement[bool]:
+    # NULL is in no list: it is told by a column of its own.
+    parts: list[ColumnElement[Any]] = []
+    for name in among.by:
+        parts += [func.coalesce(columns[name], ""), columns[name].is_(None)]
+    keys = [[each for part in key for each in (part or "", part is None)] for key in among.keys]
+    found = tuple_(*parts).in_(keys)
+    return found if among.inside else ~found
 
 
 def _of_rows() -> list[Label[Any]]:
@@ -223,5 +294,4 @@ def _rolled(piece: Piece, asked: Asked, series: FromClause) -> list[ColumnElemen
     if not asked.by and asked.only is None and filters == plain:
         return [starts(piece), c.series_id.in_(TOTALS), *filtered]
     only = asked.only(series.c) if asked.only else ()
-    scope = "caller" if filters.client or filters.agent or filters.tool else "service"
-    return [window(piece), series.c.scope == scope, *filtered, *only]
+    return [window(piece), series.c.scope == asked.scope, *filtered, *only]

@@ -73,7 +73,7 @@ api_calls = Table(
     Column("model", Text, nullable=False),
     *texts("requested_model", "model_version", "key_id", "account", "client_id"),
     *texts("client_request_id", "upstream_request_id"),
-    *texts("agent_name", "tool_name", "session_id", "trace_id"),
+    *texts("agent_name", "tool_name", "session_id", "trace_id", "user_id", "tags"),
     Column("is_stream", Boolean, nullable=False),
     Column("status", Text, nullable=False),
     *ints("http_status", "client_status"),
@@ -117,9 +117,10 @@ def _partial(name: str, where: ColumnElement[bool], *columns: Column[Any]) -> No
     Index(name, *columns, sqlite_where=where, postgresql_where=where)
 
 
-_AGENT = api_calls.c.agent_name
+_AGENT, _USER = api_calls.c.agent_name, api_calls.c.user_id
 _partial("ix_api_calls_unsuccessful", api_calls.c.status != "success", api_calls.c.timestamp)
 _partial("ix_api_calls_agent", _AGENT.is_not(None), _AGENT, api_calls.c.timestamp)
+_partial("ix_api_calls_user", _USER.is_not(None), _USER, api_calls.c.timestamp)
 
 rate_limits = Table(
     "rate_limits",

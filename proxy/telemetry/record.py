@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
@@ -17,12 +17,15 @@ from proxy.metering.echo import without_echo
 from proxy.metering.pricing import nano_dollars
 from proxy.redact import shorten
 from proxy.store.tables import STATUSES
+from proxy.tags import listed, tags, written
 from proxy.telemetry.dates import moment
 from proxy.types import CallRecord
 
 LEVELS = ("metadata", "full", "none")
 
 _LARGEST = 2**63 - 1
+_LONGEST = 128
+"""Characters of a user."""
 _COUNTS = (
     *("prompt_tokens", "completion_tokens", "total_tokens"),
     *("cached_tokens", "cache_write_tokens", "reasoning_tokens"),
@@ -64,6 +67,8 @@ class InvocationRecord(msgspec.Struct, frozen=True, kw_only=True):
     time_to_first_token_ms: float | None = None
     session_id: str | None = None
     trace_id: str | None = None
+    user_id: str | None = None
+    tags: Sequence[str] | None = None
     prompt: str | None = None
     response: str | None = None
 
@@ -140,6 +145,8 @@ def call(
         "tool_name": record.tool_name,
         "session_id": record.session_id,
         "trace_id": record.trace_id,
+        "user_id": None if record.user_id is None else redact(record.user_id)[:_LONGEST],
+        "tags": written(tags(map(redact, _told_tags(record)))),
         "is_stream": record.time_to_first_token_ms is not None,
         "status": record.status,
         "error_reason": _reason(record),
@@ -159,6 +166,12 @@ def call(
         "privacy_level": level,
     }
     return CallRecord(**_UNTOLD | told)
+
+
+def _told_tags(record: InvocationRecord) -> Iterator[str]:
+    """Half a character, which a text of Python may have, is none of JSON's."""
+    for each in listed(record.tags):
+        yield each.encode("utf-8", "replace").decode()
 
 
 def _without_words(record: InvocationRecord, message: str) -> str:

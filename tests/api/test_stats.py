@@ -48,6 +48,7 @@ PATHS = (
     "/costs/daily",
     "/database",
     "/recent",
+    "/groups",
     "/compare",
     "/waste",
     "/errors/fingerprints",
@@ -369,6 +370,38 @@ async def test_providers_stand_side_by_side(store: Store, get: Get) -> None:
     assert {row["ratio"]["latency_ms"]["p50"] for row in rest} == {2.0}  # to the best of all pages
 
 
+async def test_the_dearest_groups_stand_before_all_others(store: Store, get: Get) -> None:
+    ann = {"client_id": "ann", "tags": '["eu"]', "user_id": "u-1", "session_id": "s-1"}
+    await store.write([call(**ann), call(**ann), call(client_id="bo"), failed(), call()])
+    body = await get("/groups", group_by=["client", "status"], top=1)
+    assert list(body) == ["window", "group_by", "order", "data", "next_cursor"]
+    assert (body["group_by"], body["order"]) == (["client", "status"], "cost_usd")
+    first, rest = body["data"]
+    assert (first["client"], first["status"], first["other"]) == ("ann", "success", False)
+    assert (rest["client"], rest["status"], rest["other"]) == (None, None, True)
+    assert (first["requests"], rest["requests"]) == (2, 3)
+    default = (await get("/groups", order="requests"))["data"]
+    assert [row["client"] for row in default] == ["ann", None, "bo"]
+    twice = await get("/groups", group_by=["tag", "tag"], user="u-1", session="s-1", tag="eu")
+    assert [(row["tag"], row["requests"]) for row in twice["data"]] == [("eu", 2)]
+    assert (await get("/calls", tag="eu"))["data"][0]["tags"] == ["eu"]
+
+
+async def test_three_dimensions_are_too_many(get: Get) -> None:
+    error = await get("/groups", expected=422, group_by=["client", "user", "tag"])
+    assert error["error"]["param"] == "group_by"
+
+
+async def test_the_recent_calls_of_a_user_or_a_tag(store: Store) -> None:
+    recent = Recent()
+    for each in (call(user_id="ann", tags='["eu","batch"]'), call(session_id="s-1"), call()):
+        recent.add(each)
+    async with client_of(store, recent) as client:
+        for name, value in {"user": "ann", "tag": "batch", "session": "s-1"}.items():
+            found = (await client.get("/stats/recent", params={name: value})).json()["data"]
+            assert len(found) == 1, name
+
+
 async def test_waste_has_totals_by_kind_and_groups_of_them(store: Store, get: Get) -> None:
     await store.write([failed(), call(status="cancelled", model="qwen")])
     body = await get("/waste", limit=1)
@@ -479,6 +512,10 @@ async def test_a_csv_has_pages_and_one_request_too(store: Store) -> None:
         ("/timeseries", "metric", "happiness"),
         ("/timeseries", "bucket", "week"),
         ("/compare", "by", "key"),
+        ("/groups", "group_by", "country"),
+        ("/groups", "order", "latency_ms"),
+        ("/groups", "top", "0"),
+        ("/groups", "top", "1001"),
         ("/compare", "cursor", "-1"),
         ("/calls", "by", "model"),
         ("/waste", "start", "yesterday"),

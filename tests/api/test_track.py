@@ -24,6 +24,8 @@ INFERENCE = {
     "tool_name": "summary",
     "session_id": "s",
     "trace_id": "t",
+    "user_id": "u-7",
+    "tags": ["nightly", "team-a"],
     "status": "error",
     "error_reason": "server_error",
     "error_message": "it failed",
@@ -63,7 +65,8 @@ async def test_a_call_that_is_told_has_a_row_with_all_of_it(gateway: Gateway) ->
     assert (row["endpoint"], row["attempt"], row["is_final"]) == ("/track/inference", 1, 1)
     assert (row["usage_source"], row["cost_source"]) == ("provider", "provider")
     assert row["cost_estimate_usd"] == 0.25
-    same = INFERENCE.keys() - {"timestamp", "cost_usd"}
+    assert row["tags"] == '["nightly","team-a"]'
+    same = INFERENCE.keys() - {"timestamp", "cost_usd", "tags"}
     assert {name: row[name] for name in same} == {name: INFERENCE[name] for name in same}
     [kept] = await gateway.rows(1, "SELECT * FROM errors")
     assert (kept["request_id"], kept["error_type"]) == ("mine-1", "server_error")

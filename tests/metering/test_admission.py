@@ -7,7 +7,7 @@ from proxy.metering.attempt import Asked, Attempt, Attribution
 from proxy.types import CallRecord, Target
 from tests.store.rows import call, failed
 
-WHO = Attribution("theirs", "agent", "tool", "session", "trace")
+WHO = Attribution("theirs", "agent", "tool", "session", "trace", user_id="ann", tags=("a", "b"))
 ASKED = Asked(model="fast", stream=True, message_count=2, prompt_length=9, max_tokens=7, seed=1)
 
 
@@ -31,6 +31,7 @@ def test_an_admission_is_the_row_of_a_call_that_nothing_more_is_heard_of() -> No
     assert (row.request_id, row.attempt, row.key_id, row.account) == ("ID", 1, "k1", "org")
     assert (row.provider, row.model, row.requested_model) == ("lab", "m", "fast")
     assert (row.client_id, row.client_request_id, row.agent_name) == ("master", "theirs", "agent")
+    assert (row.user_id, row.tags) == ("ann", '["a","b"]')
     assert (row.is_stream, row.message_count, row.max_tokens, row.seed) == (True, 2, 7, 1)
     assert (row.usage_source, row.cost_source) == ("none", "none")
     assert row.client_status is None
@@ -55,7 +56,7 @@ def test_a_request_is_unfinished_until_its_final_row() -> None:
 
 
 def test_where_another_attempt_was_to_follow_that_is_the_final_row() -> None:
-    lost = failed(request_id="ID", attempt=3, is_final=False, agent_name="agent")
+    lost = failed(request_id="ID", attempt=3, is_final=False, agent_name="agent", tags='["a"]')
     unfinished = Unfinished()
     unfinished.hear(lost)
     (row,) = unfinished.rows()

@@ -66,7 +66,9 @@ class Bench:
             "ID",
             "/v1/chat/completions",
             "master",
-            Attribution("theirs", "agent", "tool", "session", "trace"),
+            Attribution(
+                *("theirs", "agent", "tool", "session", "trace"), user_id="ann", tags=("a", "b")
+            ),
             clock.now,
         )
         self.meter.asked = ASKED
@@ -309,6 +311,7 @@ def test_what_was_asked_and_who_asked_is_on_every_row(bench: Bench) -> None:
             "k1",
             "org",
         )
+        assert (row.user_id, row.tags) == ("ann", '["a","b"]')
         assert (row.requested_model, row.is_stream, row.privacy_level) == ("fast", True, "metadata")
         assert (row.message_count, row.prompt_length, row.temperature, row.top_p) == (
             2,

@@ -1,16 +1,27 @@
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import pytest
 
+from proxy.clients import Client
 from proxy.metering.attempt import Attribution
-from proxy.relay.attribution import TOOLS, attribution
+from proxy.redact import Redactor
+from proxy.relay.attribution import TOOLS, attribution, completed
+from proxy.relay.inbound import parse
+from proxy.types import Operation
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+SECRET = f"sk-proj-{'aB3_' * 40}"
+KEY = Client("ck-1", "ann", 0, tags=("team-a", "eu"))
+REDACT = Redactor(())
 
 
 def read(**headers: str) -> Attribution:
     return attribution(
-        [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+        [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()],
+        redact=REDACT,
     )
 
 
@@ -36,6 +47,61 @@ def test_whatever_is_not_full_is_private(value: str, private: bool) -> None:
 
 def test_what_a_client_is_willing_to_pay_is_read_as_it_was_sent() -> None:
     assert read(x_max_cost_usd=" 0.01").max_cost == b" 0.01"
+
+
+@pytest.mark.parametrize(
+    ("headers", "user"),
+    [
+        ({"x_user_id": "ann"}, "ann"),
+        ({"x_openwebui_user_id": "web"}, "web"),
+        ({"x_openwebui_user_id": "web", "x_user_id": "ann"}, "ann"),
+        ({"x_user_id": " ", "x_openwebui_user_id": ""}, None),
+        ({"x_user_id": "u" * 500}, "u" * 128),
+        ({"x_user_id": SECRET}, "[redacted]"),
+        ({"x_user_id": f"{'u' * 120} {SECRET}"}, f"{'u' * 120} [redact"),
+    ],
+)
+def test_the_user_is_whom_a_header_names(headers: dict[str, str], user: str | None) -> None:
+    assert read(**headers).user_id == user
+
+
+def test_the_tags_of_the_key_come_first() -> None:
+    many = ",".join(str(number) for number in range(20))
+    found = attribution([(b"x-tags", many.encode())], KEY, REDACT).tags
+    assert found == ("team-a", "eu", *map(str, range(8)))
+    assert attribution([], KEY, REDACT).tags == ("team-a", "eu")
+    assert read(x_tags=f"a, {SECRET} ,a").tags == ("a", "[redacted]")
+
+
+@pytest.mark.parametrize(
+    ("told", "user", "labels"),
+    [
+        ({}, None, ("h",)),
+        ({"user": "u-7", "safety_identifier": "s-7"}, "u-7", ("h",)),
+        ({"safety_identifier": "s-7"}, "s-7", ("h",)),
+        ({"user": 7}, None, ("h",)),
+        ({"user": "x" * 500}, "x" * 128, ("h",)),
+        ({"user": SECRET}, "[redacted]", ("h",)),
+        ({"metadata": {"tags": ["a", "h", 1, "b,c", SECRET]}}, None, (*"habc", "[redacted]")),
+        ({"metadata": {"tags": "a, b", "tag": "c"}}, None, (*"hab",)),
+        ({"metadata": {"tags": {"a": "b"}}}, None, ("h",)),
+        ({"metadata": None}, None, ("h",)),
+        ({"metadata": "text"}, None, ("h",)),
+        ({"metadata": {"tags": ["a"]}, "messages": "odd"}, None, (*"ha",)),
+        ({"metadata": "text", "messages": "odd"}, None, ("h",)),
+    ],
+)
+def test_what_the_body_tells_goes_beside_the_headers(
+    told: dict[str, Any], user: str | None, labels: tuple[str, ...]
+) -> None:
+    inbound = parse(json.dumps({"model": "m", "messages": [], **told}).encode(), Operation.CHAT)
+    found = completed(read(x_tags="h", x_agent_name="planner"), inbound, REDACT)
+    assert (found.user_id, found.tags, found.agent_name) == (user, labels, "planner")
+
+
+def test_a_header_beats_the_body() -> None:
+    inbound = parse(b'{"model": "m", "user": "u-7"}', Operation.CHAT)
+    assert completed(read(x_user_id="ann"), inbound, REDACT).user_id == "ann"
 
 
 def test_without_headers_nothing_is_known() -> None:

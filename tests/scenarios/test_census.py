@@ -51,6 +51,8 @@ WHO = {
     "x-agent-name": "researcher",
     "x-tool-name": "search",
     "x-session-id": "s-1",
+    "x-user-id": "ann",
+    "x-tags": "batch",
     "x-request-id": "theirs",
     "traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
 }

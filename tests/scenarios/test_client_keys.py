@@ -216,3 +216,13 @@ async def test_the_secret_of_the_hashes_is_its_owners_alone(gateway: Gateway) ->
     secret = Path(f"{gateway.database}.state") / "secret"
     assert secret.stat().st_mode & 0o777 == 0o600
     assert secret.read_bytes().strip() not in gateway.database.read_bytes()
+
+
+async def test_a_clients_tags_are_those_of_its_key_and_what_it_says_beside_them(
+    gateway: Gateway,
+) -> None:
+    made = await let_in(gateway, tags=["team-a", "eu"])
+    body = {"model": "lab/json", "messages": [], "metadata": {"tags": "batch,eu"}}
+    answer = await by(gateway, made["key"], "POST", "/v1/chat/completions", json=body)
+    row = await gateway.attempt(answer.headers["x-request-id"])
+    assert (row["client_id"], row["tags"]) == (made["id"], '["team-a","eu","batch"]')

@@ -390,6 +390,7 @@ async def test_what_was_not_asked_for_is_null(gateway: Gateway, upstream: Upstre
         assert row[name] is None
     for name in ("agent_name", "tool_name", "session_id", "trace_id", "client_request_id"):
         assert row[name] is None
+    assert (row["user_id"], row["tags"]) == (None, None)
 
 
 async def test_a_call_is_counted_for_whom_its_headers_name(
@@ -413,6 +414,29 @@ async def test_a_call_is_counted_for_whom_its_headers_name(
     assert row["client_request_id"] == "mine-77"
     assert row["request_id"] != "mine-77"
     assert len(row["request_id"]) == 18
+
+
+async def test_a_call_has_the_user_and_the_tags_that_headers_and_body_tell(
+    gateway: Gateway, upstream: Upstream
+) -> None:
+    metadata = {"tags": ["batch", "team-a"], "ticket": "7"}
+    headers = {"X-User-Id": "ann", "X-Tags": "team-a, exp-1"}
+    row = await metered(gateway, headers=headers, user="u-7", metadata=metadata)
+    assert (row["user_id"], row["tags"]) == ("ann", '["team-a","exp-1","batch"]')
+    sent = upstream.calls[-1].json
+    assert (sent["user"], sent["metadata"]) == ("u-7", metadata)
+    row = await metered(gateway, user="u-7", safety_identifier="s-7")
+    assert (row["user_id"], row["tags"]) == ("u-7", None)
+    row = await metered(gateway, headers={"X-OpenWebUI-User-Id": "web-7"}, metadata=[1])
+    assert (row["user_id"], row["tags"]) == ("web-7", None)
+
+
+async def test_a_key_that_is_sent_as_a_user_or_a_tag_is_not_kept(
+    gateway: Gateway, upstream: Upstream
+) -> None:
+    secret = "sk-proj-" + "a1B2" * 40
+    row = await metered(gateway, headers={"X-Tags": f"a,{secret}"}, user=f"ann {secret}")
+    assert (row["user_id"], row["tags"]) == ("ann [redacted]", '["a","[redacted]"]')
 
 
 async def test_coding_tools_are_known_by_their_user_agent(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -23,9 +24,11 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(coverage, "FEW", -1)
 
 
-async def covered(store: Store, start: int, end: int, *longest: int, **filters: Any) -> list[Piece]:
+async def covered(
+    store: Store, start: int, end: int, longest: int = DAY, by: Sequence[str] = (), **filters: Any
+) -> list[Piece]:
     async with store.reader() as connection:
-        return await cover(connection, anything(start=start, end=end, **filters), *longest)
+        return await cover(connection, anything(start=start, end=end, **filters), longest, by)
 
 
 async def requests(store: Store, start: int, end: int) -> int:
@@ -86,7 +89,18 @@ async def test_few_calls_are_looked_at_one_by_one_while_they_are_there(
     assert told(await covered(store, *window)) == ["day"]
 
 
-@pytest.mark.parametrize("asked", [{"min_latency_ms": 5.0}, {"min_tokens": 1}])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"min_latency_ms": 5.0},
+        {"min_tokens": 1},
+        {"user": ("ann",)},
+        {"session": ("s-1",)},
+        {"tag": ("eu",)},
+        {"by": ("provider", "user_id")},
+        {"by": ("tag",)},
+    ],
+)
 async def test_what_rollups_do_not_know_is_asked_of_calls(
     store: Store, asked: dict[str, Any]
 ) -> None:

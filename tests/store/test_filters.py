@@ -8,6 +8,7 @@ from sqlalchemy import select
 from proxy.store.engine import Store
 from proxy.store.filters import where
 from proxy.store.tables import api_calls, daily_costs, rate_limits
+from proxy.tags import written
 from tests.store.rows import anything, call, failed, plan
 
 DAY = 86_400_000
@@ -33,6 +34,13 @@ async def ids(store: Store, **filters: Any) -> list[str]:
         ({"agent": ("aider",)}, ["a"]),
         ({"tool": ("cli",)}, ["a"]),
         ({"endpoint": ("/v1/embeddings",)}, ["b"]),
+        ({"user": ("ann",)}, ["a"]),
+        ({"user": ("ann", "bo")}, ["a", "b"]),
+        ({"session": ("s-1",)}, ["b"]),
+        ({"tag": ("eu",)}, ["a", "b"]),
+        ({"tag": ("team-a", 'say "b"')}, ["a", "b"]),
+        ({"tag": ("b",)}, []),
+        ({"tag": ("eu",), "user": ("bo",)}, ["b"]),
         ({"min_latency_ms": 1500.0}, ["b"]),
         ({"min_latency_ms": 900.0}, ["a", "b", "c"]),
         ({"min_tokens": 1501}, ["b"]),
@@ -42,11 +50,13 @@ async def ids(store: Store, **filters: Any) -> list[str]:
     ],
 )
 async def test_each_filter_picks_its_rows(
-    store: Store, filters: dict[str, Any], found: list[str]
+    either: Store, filters: dict[str, Any], found: list[str]
 ) -> None:
     who = {"client_id": "alice", "agent_name": "aider", "tool_name": "cli"}
-    b = {"provider": "gemini", "model": "flash", "key_id": "org-b", "endpoint": "/v1/embeddings"}
-    await store.write(
+    who |= {"user_id": "ann", "tags": written(("team-a", "eu"))}
+    b = {"user_id": "bo", "session_id": "s-1", "tags": written(("eu", 'say "b"'))}
+    b |= {"provider": "gemini", "model": "flash", "key_id": "org-b", "endpoint": "/v1/embeddings"}
+    await either.write(
         [
             call(request_id="a", timestamp=NOON, **who),
             call(
@@ -55,7 +65,7 @@ async def test_each_filter_picks_its_rows(
             failed(request_id="c", timestamp=NOON + 2, total_duration_ms=None),
         ]
     )
-    assert await ids(store, **filters) == found
+    assert await ids(either, **filters) == found
 
 
 async def test_days_count_whole(store: Store) -> None:

@@ -122,9 +122,10 @@ RICH = {
     "session_id": "0b5ce6e8-5f0a-4a0c-9f5d-6d2a4f0c1b7e",
     "trace_id": "4bf92f3577b34da6a3ce929d0e0e4736",
 }
+KNOWN = {**RICH, "user_id": "u-18273645", "tags": '["team-a","nightly"]'}
 
 
-@pytest.mark.parametrize(("what", "most"), [(PLAIN, 350), (RICH, 600)])
+@pytest.mark.parametrize(("what", "most"), [(PLAIN, 350), (RICH, 600), (KNOWN, 650)])
 async def test_a_call_takes_little_room(
     store: Store, path: Path, what: dict[str, Any], most: int
 ) -> None:

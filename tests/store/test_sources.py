@@ -11,7 +11,7 @@ from proxy.store.columns import FLOAT, Instant
 from proxy.store.coverage import Piece
 from proxy.store.engine import Store
 from proxy.store.rollups import DAY
-from proxy.store.sources import COUNTS, SUMS, Asked
+from proxy.store.sources import COUNTS, SUMS, Among, Asked
 from proxy.store.tables import api_calls, rollups_day, rollups_hour
 from tests.store.rows import anything, call, failed, plan
 
@@ -58,6 +58,26 @@ async def test_rows_and_rollups_tell_the_same(either: Store) -> None:
         ]
         assert list(rows[0]) == [*by, *COUNTS, *SUMS]
         assert sorted(rows, key=repr) == sorted(rolled, key=repr)
+
+
+async def test_a_group_is_among_others_or_not_whether_or_not_it_has_a_name(either: Store) -> None:
+    await either.write([call(key_id=name, agent_name="a") for name in ("x", "", None, "y")])
+    by, piece = ("key_id", "agent_name"), Piece(api_calls, 0, 4_000_000_000_000)
+    for names in (["x"], [""], [None], ["x", None], ["x", "", None, "y"]):
+        for inside in (True, False):
+            among = Among(by, [(name, "a") for name in names], inside)
+            found = await told(either, piece, by=by, among=among)
+            keys = {group["key_id"] for group in found}
+            assert keys == ({*names} if inside else {"x", "", None, "y"} - {*names})
+
+
+def test_the_calls_of_nobody_are_the_service_without_its_callers() -> None:
+    asked = Asked(anything(), ("model", "client_id", "key_id"))
+    assert asked.scope == "caller"
+    assert asked.anonymous == Asked(anything(), ["model", "key_id"])
+    assert asked.nameless(("m", "ann", "k")) == asked.nameless(("m", "k")) == ("m", None, "k")
+    assert Asked(anything(), ("model",)).anonymous is None
+    assert asked._replace(filters=anything(agent=("planner",))).anonymous is None
 
 
 async def test_all_calls_together_are_found_by_the_key(store: Store) -> None:

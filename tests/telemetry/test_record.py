@@ -41,11 +41,14 @@ def test_each_field_of_a_record_has_its_column() -> None:
         time_to_first_token_ms=200.0,
         session_id="s",
         trace_id="t",
+        user_id="u-7",
+        tags=["nightly", "a,b"],
     )
     assert (made.request_id, made.attempt, made.is_final) == ("i-1", 1, True)
     assert (made.provider, made.model, made.endpoint) == ("groq", "llama", "python")
     assert (made.agent_name, made.tool_name) == ("planner", "search")
     assert (made.session_id, made.trace_id) == ("s", "t")
+    assert (made.user_id, made.tags) == ("u-7", '["nightly","a","b"]')
     assert (made.input_tokens, made.output_tokens, made.total_tokens) == (10, 5, 16)
     assert (made.cached_tokens, made.cache_write_tokens, made.reasoning_tokens) == (4, 2, 3)
     assert (made.cost_nano_usd, made.cost_source, made.usage_source) == (
