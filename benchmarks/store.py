@@ -16,7 +16,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text
 
 from proxy.clock import new_id, now_ms
 from proxy.store import calls, costs, groups, pages, rollups, series, sizes
@@ -29,8 +29,8 @@ from proxy.types import CallRecord
 DAY = 86_400_000
 DAYS = 30
 BATCH = 20_000
-INTERVAL = 0.2
-"""Seconds between two batches under load, as in metering/writer.py."""
+INTERVAL = 0.5
+"""Seconds between two batches under load, as in metering/shipper.py."""
 
 
 class Traffic:
@@ -117,6 +117,29 @@ async def fill(store: Store, count: int, now: int) -> None:
             await costs.add(connection, batch)
             await rollups.add(connection, batch)
         print(f"\r{numbers[-1] + 1:,} calls", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+
+
+async def multiply(store: Store, times: int) -> None:
+    """Every call so often, a few seconds apart. Counts and sums follow, the sketches do not."""
+    async with (await store.writer()).begin() as connection:
+        described = await connection.execute(text("PRAGMA table_info(api_calls)"))
+        kept = [row.name for row in described if row.name not in ("id", "request_id", "timestamp")]
+        names = ", ".join(kept)
+        for copy in range(1, times):
+            await connection.execute(
+                text(
+                    f"INSERT INTO api_calls (request_id, timestamp, {names})"
+                    f" SELECT request_id || :copy, timestamp + :later, {names} FROM api_calls"
+                    " WHERE length(request_id) = 18"
+                ),
+                {"copy": f"{copy:02d}", "later": copy * 7},
+            )
+            print(f"\rcopy {copy}", end="", file=sys.stderr, flush=True)
+        for grain in rollups.GRAINS:
+            sums = [c.name for c in grain.table.c if not c.primary_key and "sketch" not in c.name]
+            more = ", ".join(f"{name} = {name} * {times}" for name in sums)
+            await connection.execute(text(f"UPDATE {grain.table} SET {more}"))
     print(file=sys.stderr)
 
 
@@ -224,6 +247,7 @@ def _bytes(tables: dict[str, float], count: int) -> str:
 async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--calls", type=int, default=300_000)
+    parser.add_argument("--times", type=int, default=1, help="each of them, which is quicker")
     parser.add_argument("--rate", type=int, default=500, help="records a second under load")
     parser.add_argument("--seconds", type=float, default=10, help="of load; 0: none")
     parser.add_argument("--database", type=Path, help="a file to keep, and to use again")
@@ -238,6 +262,7 @@ async def main() -> None:
         if not there:
             begin = time.perf_counter()
             await fill(store, asked.calls, now)
+            await multiply(store, asked.times)
             print(f"filled in {time.perf_counter() - begin:.0f} s")
         async with store.reader() as connection:
             count = await connection.scalar(select(func.count()).select_from(api_calls)) or 0

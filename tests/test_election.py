@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,6 +72,10 @@ def test_a_child_of_the_elected_does_not_keep_the_lock(tmp_path: Path) -> None:
     words = [sys.executable, "-c", "input()"]
     with subprocess.Popen(words, close_fds=False, stdin=subprocess.PIPE) as child:
         first.close()
+        for _ in range(100):  # it has the file until it is the other program
+            if second.won():
+                break
+            time.sleep(0.05)
         assert second.won()
         child.kill()
     second.close()

@@ -15,8 +15,9 @@ class Departure(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, tap: Tap | None) -> Departure | None:
-        """The client leaves now; None if a stream has told all, and nothing is left to read."""
-        if isinstance(tap, StreamTap) and tap.done:
+        """The client leaves now; None if a stream has told all, or told of an error: then nothing
+        is left to read."""
+        if isinstance(tap, StreamTap) and (tap.done or tap.error is not None):
             return None
         return cls(tap.usage if tap is not None else None)
 

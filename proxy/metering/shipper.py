@@ -20,8 +20,8 @@ from proxy.metering.segment import Name, count, entries, listed, sealed
 from proxy.types import CallRecord
 
 BATCH = 2_000
-INTERVAL = 0.2
-"""Seconds that an entry waits for others, so that a busy second costs five transactions."""
+INTERVAL = 0.5
+"""Seconds that an entry waits for others, so that a busy second costs two transactions."""
 BACKOFF = (0.5, 1.0, 2.0, 5.0)
 """Seconds until the next try, by failures in a row."""
 MOST_COUNTED = 10_000

@@ -143,6 +143,8 @@ class Relay:
                 meter.close("error", status, reason=ErrorReason.INTERRUPTED, message=STOPPED)
                 await interrupt(send, outbound, _answer_headers(meter))
                 raise
+            if outbound is not None and outbound.tap.error is not None:  # it had been told of that
+                _close(routes, outbound, meter, whole=False)
             meter.close("cancelled", 499, reason=ErrorReason.CLIENT_CLOSED, message=LEFT)
         except Exception as exc:
             self._broken(exc, request_id, scope["path"], meter.hide)

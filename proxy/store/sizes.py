@@ -12,9 +12,11 @@ from proxy.clock import rfc3339
 from proxy.store.tables import api_calls, metadata
 
 _SQLITE_TABLES = text(
-    "SELECT s.tbl_name, sum(d.pgsize) FROM dbstat AS d JOIN sqlite_schema AS s ON s.name = d.name"
+    "SELECT s.tbl_name, sum(d.pageno) * p.page_size"
+    " FROM pragma_page_size AS p, dbstat AS d JOIN sqlite_schema AS s ON s.name = d.name"
     " WHERE d.aggregate = 1 GROUP BY s.tbl_name"
 )
+"""By numbers of pages: dbstat's own sums of bytes overflow at 2 GiB."""
 _SQLITE_WHOLE = text("SELECT page_count * page_size FROM pragma_page_count, pragma_page_size")
 _POSTGRESQL_TABLES = text(
     "SELECT coalesce(whole.relname, part.relname), sum(pg_total_relation_size(part.oid))"

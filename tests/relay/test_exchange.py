@@ -182,7 +182,9 @@ async def test_where_openai_is_not_spoken_both_ways_are_translated() -> None:
     asked = {"model": "m", "messages": [], "options": {"top_k": 5}, "stream": True}
     assert json.loads(await request.aread()) == asked
     client = Client()
-    assert await found.deliver(client.send, [])
+    went_well: list[bool] = []
+    await found.deliver(client.send, [], went_well.append)
+    assert went_well == [True]
     assert client.body.endswith(DONE)
     assert b"usage" not in client.body  # the client did not ask for it, and the meter has it
     assert (found.tap.usage or {})["completion_tokens"] == 4

@@ -224,3 +224,16 @@ async def test_the_gateway_serves_on_after_all_that(gateway: Gateway, upstream: 
     totals = (await gateway.client.get("/stats")).json()["totals"]
     assert totals["cancelled"] >= 5
     assert totals["errors"] == 0
+
+
+async def test_a_client_that_leaves_because_of_an_error_was_not_the_cause(
+    gateway: Gateway, upstream: Upstream
+) -> None:
+    """OpenAI's clients hang up on an error event, while the upstream may still be there."""
+    broken = b'data: {"error": {"message": "out of memory", "code": 500}}\n\n'
+    upstream.script = stream([ROLE, event({"content": "a"}), 0.05, broken], ends="hang")
+    line = await gateway.dial(STREAM, "x-request-id: told")
+    await line.until(b"out of memory")
+    await line.hang_up()
+    row = await gateway.attempt("told")
+    assert (row["status"], row["error_reason"]) == ("error", "stream_error")

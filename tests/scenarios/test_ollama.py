@@ -276,7 +276,7 @@ async def test_an_error_in_the_middle_is_told_and_written_down(desk: Desk) -> No
     assert json.loads(last.removeprefix("data: "))["error"]["message"].endswith("CUDA error")
     row = await desk.row(got.headers["x-request-id"])
     assert (row["status"], row["error_reason"]) == ("error", "stream_error")
-    assert row["error_message"].endswith("CUDA error")
+    assert "CUDA" not in row["error_message"]  # by then nobody knows what the prompt was
 
 
 async def test_a_stream_without_a_last_line_is_cut(desk: Desk) -> None:

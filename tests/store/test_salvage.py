@@ -26,7 +26,7 @@ async def test_a_row_that_cannot_be_is_left_out_and_counted(
         await store.write([call(), call(status="wonderful"), call()])
     assert len(rows(path, "SELECT * FROM api_calls")) == 2
     assert store.refused == 1
-    assert "a CallRecord cannot be stored: NOT NULL constraint failed" in caplog.text
+    assert "a CallRecord cannot be stored: CHECK constraint failed" in caplog.text
 
 
 def test_a_good_record_is_not_copied() -> None:
