@@ -41,7 +41,9 @@ BODY = {
     ],
     "tools": [{"type": "function", "function": {"name": "f", "description": SCHEMA}}],
     "stop": [OTHER],
-    "user": OTHER,
+    "prompt_cache_key": OTHER,
+    "user": "u-7",
+    "metadata": {"note": OTHER, "tags": ["batch"]},
 }
 QUOTED = json.dumps(BODY)
 """A provider's way to say what it does not like."""
@@ -154,6 +156,8 @@ async def test_at_metadata_no_word_of_a_call_is_found_anywhere(
     assert {"gateway-1/calls.db", "gateway-1/calls.db-wal"} <= places.keys()
     assert not [place for place, text in places.items() if "canary" in text]
     rows = {row["model"]: row for row in gateway.select("SELECT * FROM api_calls")}
+    # Whom a call is for is no word of it.
+    assert (rows["whole"]["user_id"], rows["whole"]["tags"]) == ("u-7", '["batch"]')
     assert rows["invalid"]["error_message"] == "cannot read '[…]' of […]"
     assert rows["limited"]["error_message"] == "slow down with[…]"
     assert [rows[name]["status"] for name in ("whole", "late", "json")] == [
