@@ -81,17 +81,22 @@ class Asked(NamedTuple):
         return len(self.by) + (self.bucket is not None)
 
     @property
+    def of_somebody(self) -> bool:
+        """Whether only the calls of some callers are meant."""
+        return bool(self.filters.client or self.filters.agent or self.filters.tool)
+
+    @property
     def scope(self) -> str:
         """Of which rollups are asked."""
-        named = self.filters.client or self.filters.agent or self.filters.tool
-        return "caller" if named or not set(CALLERS).isdisjoint(self.by) else "service"
+        by_caller = not set(CALLERS).isdisjoint(self.by)
+        return "caller" if by_caller or self.of_somebody else "service"
 
     @property
     def anonymous(self) -> Asked | None:
         """The question whose answer, less that of this one, is about the calls that no series of
-        a caller counts; None where there are none, or none is meant."""
-        named = self.filters.client or self.filters.agent or self.filters.tool
-        if named or self.scope == "service":
+        a caller counts; None where this question counts them, or does not mean them. Whatever is
+        counted for a caller is counted for the service, too: in the same transaction."""
+        if self.of_somebody or self.scope == "service":
             return None
         return self._replace(by=[name for name in self.by if name not in CALLERS])
 
