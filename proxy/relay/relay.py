@@ -29,6 +29,7 @@ from proxy.relay.client import ClientWatch
 from proxy.relay.drains import Drains
 from proxy.relay.exchange import Call, exchange
 from proxy.relay.exhausted import exhausted
+from proxy.relay.gate import Entry, Gate
 from proxy.relay.inbound import ClientGone, Inbound, content_length, parse, read_body
 from proxy.relay.line import Line
 from proxy.relay.outbound import STOPPED, Outbound, Send, interrupt, send_error
@@ -80,6 +81,7 @@ class Relay:
         *,
         routes: Routes,
         line: Line,
+        gate: Gate,
         transport: httpx.AsyncBaseTransport,
         books: Books,
         limits: Limits,
@@ -90,6 +92,7 @@ class Relay:
         self.in_flight = 0
         self.routes = routes
         self._line = line
+        self._gate = gate
         self.claims: Claims | None = None
         self._transport = transport
         self._books = books
@@ -112,21 +115,19 @@ class Relay:
         self.in_flight += 1
         watch = ClientWatch(receive, partial(self._drains.linger, meter))
         outbound: Outbound | None = None
+        entry = None if caller.client is None else self._gate.entry(caller.client)
+        if entry is not None:
+            meter.over, send = entry.end, entry.telling(send)
         try:
-            if self._books.journal is not None:
-                self._books.journal.check()
-            body = await read_body(
-                receive, content_length(fields), self._limits.max_body, self._limits.body_timeout
-            )
-            meter.admitted, meter.request = monotonic(), body
-            inbound = parse(body, operation)
-            meter.asked, meter.prompt = inbound.asked, inbound.prompt
+            inbound = await self._read(operation, receive, fields, meter, entry)
             watch.begin(self._start)
             routes = self.routes
             call = await self._call(routes, operation, inbound, fields, meter, caller, who)
+            if entry is not None:
+                await entry.admit(call.demand.tokens, inbound.asked)
             outbound = await self._serve_or_wait(routes, call)
             plan, demand = call.plan, call.demand
-            del body, inbound, call  # a stream may last for minutes, and its prompt be long
+            del inbound, call  # a stream may last for minutes, and its prompt be long
             meter.forget()
             if await self._deliver(routes, outbound, meter, send):
                 routes.planner.served(plan, outbound.attempt.target, demand, monotonic())
@@ -155,6 +156,25 @@ class Relay:
                 outbound.lease.used = outbound.attempt.total_tokens
                 outbound.release()
             self.in_flight -= 1
+
+    async def _read(
+        self,
+        operation: Operation,
+        receive: Receive,
+        fields: Headers,
+        meter: Meter,
+        entry: Entry | None,
+    ) -> Inbound:
+        if self._books.journal is not None:
+            self._books.journal.check()
+        most, seconds = self._limits.max_body, self._limits.body_timeout
+        if entry is not None:
+            most = entry.body(most)
+        body = await read_body(receive, content_length(fields), most, seconds)
+        meter.admitted, meter.request = monotonic(), body
+        inbound = parse(body, operation)
+        meter.asked, meter.prompt = inbound.asked, inbound.prompt
+        return inbound
 
     async def _call(
         self,

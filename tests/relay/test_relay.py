@@ -17,6 +17,7 @@ from proxy.providers.base import Provider
 from proxy.providers.ollama import Ollama
 from proxy.providers.openai import OpenAI
 from proxy.relay.claims import Claims
+from proxy.relay.gate import Gate
 from proxy.relay.line import Line
 from proxy.relay.relay import Limits, Relay, Routes
 from proxy.routing.alias import Alias, Candidate
@@ -147,6 +148,7 @@ class Call:
                 max_wait=3600,
             ),
             line=self.line,
+            gate=Gate(None),
             transport=self.upstream,
             books=Books(
                 self.records.append,
