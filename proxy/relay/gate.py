@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, MutableMapping
+from functools import lru_cache
 from typing import Any
 
 from proxy.clients import UNLIMITED, Client
@@ -28,6 +29,10 @@ _SPOKEN = {
     "tph": "tokens per hour",
     "tpd": "tokens per day",
     "parallel": "calls at a time",
+}
+_FIELDS = {
+    kind: [f"x-ratelimit-{figure}-{kind}".encode() for figure in ("limit", "remaining", "reset")]
+    for kind in ("requests", "tokens")
 }
 
 
@@ -164,13 +169,19 @@ class Entry:
         """As OpenAI tells them: https://platform.openai.com/docs/guides/rate-limits."""
         fields: Headers = []
         for each in self._quota.standings(monotonic()):
-            kind = each.kind.encode()
-            fields += [
-                (b"x-ratelimit-limit-" + kind, b"%d" % each.amount),
-                (b"x-ratelimit-remaining-" + kind, b"%d" % each.remaining),
-                (b"x-ratelimit-reset-" + kind, written(each.reset).encode()),
-            ]
+            limit, remaining, reset = _FIELDS[each.kind]
+            seconds = math.ceil(each.reset) if each.reset > 1 else each.reset
+            fields += (
+                (limit, b"%d" % each.amount),
+                (remaining, b"%d" % each.remaining),
+                (reset, _reset(seconds)),
+            )
         return fields
+
+
+@lru_cache(maxsize=1024)
+def _reset(seconds: float) -> bytes:
+    return written(seconds).encode()
 
 
 def _cost(window: Sliding, tokens: int) -> int:

@@ -190,7 +190,8 @@ class Sliding:
 
     def resets(self, now: float) -> float:
         """Seconds until nothing of what was used counts any more."""
-        self.forget(now)
+        if now >= self._stale:
+            self.forget(now)
         return max(0.0, self._gone(self._counts[-1][0]) - now) if self.used else 0.0
 
     def _frees(self, cost: int) -> float:

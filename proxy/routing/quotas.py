@@ -137,18 +137,19 @@ class Quota:
                 worst = Shortage(name, window.room, used, needs, wait)
         return worst
 
-    def standings(self, now: float) -> Iterator[Standing]:
+    def standings(self, now: float) -> list[Standing]:
         """How things stand, for requests and for tokens, where these are limited."""
+        found = []
         for kind, windows in self._by_kind:
-            tightest = windows[0]
+            tightest, remaining, reset = windows[0], sys.maxsize, 0.0
             for window in windows:
-                window.forget(now)
-                if window.room - window.used < tightest.room - tightest.used:
-                    tightest = window
-            remaining, reset = max(0, tightest.room - tightest.used), tightest.resets(now)
+                resets = window.resets(now)  # and lets go of what no longer counts
+                if window.room - window.used < remaining:
+                    tightest, remaining, reset = window, window.room - window.used, resets
             if tightest.blocked_until > now:
                 remaining, reset = 0, max(reset, tightest.blocked_until - now)
-            yield Standing(kind, tightest.limit.amount, remaining, reset)
+            found.append(Standing(kind, tightest.limit.amount, max(0, remaining), reset))
+        return found
 
     def replay(self, seconds: int, when: float, requests: int, tokens: int, now: float) -> None:
         """Count what was used before this process began."""

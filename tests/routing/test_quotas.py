@@ -101,7 +101,7 @@ def test_a_call_that_needs_more_than_the_limit_goes_alone() -> None:
     taken(mine.take(ORIGIN, mine.expects(50, 5000))).end(400)
     assert mine.windows["tpm"].used == 400
     assert refused(mine.take(ORIGIN, 1)).used == 400
-    assert next(iter(mine.standings(ORIGIN))).remaining == 0
+    assert mine.standings(ORIGIN)[0].remaining == 0
 
 
 # How things stand.
@@ -120,7 +120,7 @@ def test_the_tightest_window_of_each_kind_is_told() -> None:
 
 
 def test_without_windows_nothing_is_told() -> None:
-    assert not list(quota(parallel=4, max_body=9).standings(ORIGIN))
+    assert not quota(parallel=4, max_body=9).standings(ORIGIN)
 
 
 def test_what_others_used_up_is_told_as_such() -> None:
