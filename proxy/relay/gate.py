@@ -16,7 +16,7 @@ from proxy.errors import ErrorReason, GatewayError
 from proxy.metering.attempt import Asked
 from proxy.metering.meter import Meter
 from proxy.relay.outbound import Send
-from proxy.routing.limits import Sliding
+from proxy.routing.limits import SOON, Sliding
 from proxy.routing.quotas import Quota, Quotas, Shortage, Use
 from proxy.sharing.types import Settlement, State, WindowClaim
 from proxy.types import Headers
@@ -75,6 +75,7 @@ class Entry:
         self._quota = quota
         self._state = state
         self._use: Use | None = None
+        self._held: str | None = None
         self._claimed: list[Sliding] = []
         self._at = 0
 
@@ -106,8 +107,17 @@ class Entry:
         if isinstance(use, Shortage):
             raise _full(use)
         self._use = use
-        if self._state is not None and self._state.available and quota.windows:
-            await self._claim(self._state, use)
+        if self._state is not None and self._state.available:
+            if quota.limits.parallel is not None:
+                await self._hold(self._state, use, quota.limits.parallel)
+            if quota.windows:
+                await self._claim(self._state, use)
+
+    async def _hold(self, state: State, use: Use, parallel: int) -> None:
+        token = self._held = state.token()  # who leaves while it is asked for gives it back, too
+        if not await state.hold(self._quota.slots.name, parallel, token):
+            use.undo()
+            raise _full(Shortage("parallel", parallel, parallel, 1, SOON))
 
     async def _claim(self, state: State, use: Use) -> None:
         windows = list(self._quota.windows.values())
@@ -133,7 +143,9 @@ class Entry:
 
     def end(self, meter: Meter) -> None:
         """It is over, however it ended. Only the first time counts."""
-        use = self._use
+        use, held, self._held = self._use, self._held, None
+        if self._state is not None and held is not None:
+            self._state.free(self._quota.slots.name, held)
         if use is None or use.over:
             return
         used = meter.tokens

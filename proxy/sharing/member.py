@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
@@ -33,6 +34,8 @@ from proxy.sharing.frames import (
     Frames,
     FromHub,
     FromWorker,
+    Held,
+    Hold,
     Ready,
     Reload,
     Rests,
@@ -67,6 +70,7 @@ class Member(asyncio.Protocol):
         self._frames: Frames[Any] = Frames(_decoder)
         self._transport: asyncio.Transport | None = None
         self._ids = count()
+        self._name = os.urandom(8).hex()
         self._waiting: dict[int, asyncio.Future[Any]] = {}
         self._sent = 0  # changes of rests
         self._known: list[Rest] = []
@@ -151,6 +155,18 @@ class Member(asyncio.Protocol):
             counted(found.at)
         return found.denial
 
+    def token(self) -> str:
+        return f"{self._name}:{next(self._ids)}"
+
+    async def hold(self, name: str, limit: int, token: str) -> bool:
+        """Take a slot, as ``Shared.hold``."""
+        id = next(self._ids)
+        found: Held | None = await self._exchange(id, Hold(id, name, limit, token))
+        return found is None or found.granted
+
+    def free(self, name: str, token: str) -> None:
+        self._send(Change(frees=[(name, token)]))
+
     def rest(self, rest: Rest) -> None:
         self._change(Change(rests=[rest]))
 
@@ -172,7 +188,7 @@ class Member(asyncio.Protocol):
         transport.write(frame(message))
         return True
 
-    async def _exchange(self, id: int, question: Claim | Count | Ask) -> Any:
+    async def _exchange(self, id: int, question: Claim | Hold | Count | Ask) -> Any:
         """What is answered; None where that takes too long."""
         if not self._send(question):
             return None
@@ -216,7 +232,7 @@ class Member(asyncio.Protocol):
 
     def _do(self, message: FromHub) -> None:
         match message:
-            case Claimed(id) | Counted(id) | Answers(id):
+            case Claimed(id) | Held(id) | Counted(id) | Answers(id):
                 answer = self._waiting.get(id)
                 if answer is not None and not answer.done():
                     answer.set_result(message)

@@ -136,6 +136,29 @@ return {0, at}
 """
 )
 
+HOLD = (
+    _CLOCK
+    + """
+-- KEYS: slots, nodes. ARGV: limit, token, milliseconds after which a silent node is dead.
+-- A token begins with the node that holds it; those of the dead are free. Returns 1, or 0: all are
+-- taken. What is held for a day without another call is forgotten.
+local at, taken = clock(), 0
+for _, token in ipairs(redis.call('SMEMBERS', KEYS[1])) do
+  local seen = tonumber(redis.call('ZSCORE', KEYS[2], string.match(token, '^[^:]*')) or 0)
+  if seen < at - ARGV[3] then redis.call('SREM', KEYS[1], token) else taken = taken + 1 end
+end
+if taken >= tonumber(ARGV[1]) then return 0 end
+redis.call('SADD', KEYS[1], ARGV[2])
+redis.call('PEXPIRE', KEYS[1], 86400000)
+return 1
+"""
+)
+
+FREE = """
+-- KEYS: slots. ARGV: a token.
+redis.call('SREM', KEYS[1], ARGV[1])
+"""
+
 REST = (
     _CLOCK
     + """

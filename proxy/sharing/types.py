@@ -77,6 +77,19 @@ class State(Protocol):
         counted: Callable[[int], None] | None = None,
     ) -> Denial | None: ...
 
+    def token(self) -> str:
+        """What nobody else holds a slot by."""
+        ...
+
+    async def hold(self, name: str, limit: int, token: str) -> bool:
+        """Take one of ``limit`` slots of this name, until it is freed or whoever holds it has
+        ended. False: all are taken. True also where nobody is there to ask."""
+        ...
+
+    def free(self, name: str, token: str) -> None:
+        """Give a slot back; one that was never taken is none."""
+        ...
+
     def rest(self, rest: Rest) -> None: ...
 
     def lift(self, places: Sequence[str]) -> None: ...

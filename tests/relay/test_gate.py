@@ -28,6 +28,23 @@ class State:
         self.denials: list[Denial] = []
         self.claims: list[list[WindowClaim]] = []
         self.settled: list[tuple[str, int, int]] = []
+        self.slots: dict[str, str] = {}
+        self.free_slots = 1
+
+    def token(self) -> str:
+        return f"t{len(self.slots)}"
+
+    async def hold(self, name: str, limit: int, token: str) -> bool:
+        assert (name, limit) == ("client:ck-1:parallel", 1)
+        await asyncio.sleep(0)
+        if len(self.slots) >= self.free_slots:
+            return False
+        self.slots[token] = name
+        return True
+
+    def free(self, name: str, token: str) -> None:
+        assert name == "client:ck-1:parallel"
+        self.slots.pop(token, None)
 
     async def claim(
         self, places: list[str], windows: list[WindowClaim], *, counted: Callable[[int], None]
@@ -202,3 +219,31 @@ async def test_what_is_counted_is_told_to_a_state_that_begins() -> None:
     for use in gate.known():
         known[use.name, use.seconds] += use.difference
     assert known == {("client:ck-1:requests:60", 60): 3, ("client:ck-1:tokens:60", 60): 80}
+
+
+async def test_calls_at_a_time_are_those_of_all_who_share_the_state() -> None:
+    state = State()
+    gate = Gate(state)  # type: ignore[arg-type]
+    entry = enter(gate, parallel=1)
+    state.free_slots = 0
+    with pytest.raises(GatewayError, match=r"\(parallel\): limit 1, used 1"):
+        await entry.admit(1, Asked())
+    entry.end(meter(sent=False))
+    state.free_slots = 1
+    entry = enter(gate, parallel=1)
+    await entry.admit(1, Asked())
+    assert len(state.slots) == 1
+    entry.end(meter())
+    entry.end(meter())
+    assert not state.slots
+
+
+async def test_what_is_refused_by_a_window_holds_no_slot() -> None:
+    state = State()
+    gate = Gate(state)  # type: ignore[arg-type]
+    state.denials.append(Denial("client:ck-1:requests:60", 30.0, None))
+    entry = enter(gate, rpm=9, parallel=1)
+    with pytest.raises(GatewayError):
+        await entry.admit(1, Asked())
+    entry.end(meter(sent=False))
+    assert not state.slots

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections import Counter
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,23 @@ import pytest
 import pytest_asyncio
 from openai import AsyncOpenAI, RateLimitError
 
+from proxy import clientele
+from proxy.keys import new_client
+from proxy.schema import Settings
 from tests.gateway import Gateway, lab, running
-from tests.upstream import Upstream, completion, error, hang, stream, upstream_server, words
+from tests.redis_server import own_keys, some_server
+from tests.scenarios.test_workers import workers
+from tests.scenarios.views import until
+from tests.upstream import (
+    Exchange,
+    Upstream,
+    completion,
+    error,
+    hang,
+    stream,
+    upstream_server,
+    words,
+)
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -208,3 +225,80 @@ async def test_after_a_restart_it_goes_on_from_the_rows(tmp_path: Path) -> None:
                 *("0", "910"),
             )
             assert (await ask(gateway, made)).status_code == 429
+
+
+async def shared_by_all(
+    clients: list[httpx.AsyncClient], upstream: Upstream, rate: str, parallel: str
+) -> None:
+    """Whoever is asked: of one key six in a minute, of the other one at a time."""
+
+    async def status(client: httpx.AsyncClient, key: str) -> int:
+        body = {"model": "lab/json", "messages": ASK}
+        headers = {"authorization": f"Bearer {key}"}
+        answer = await client.post("/v1/chat/completions", json=body, headers=headers)
+        return answer.status_code
+
+    made = await asyncio.gather(*[status(client, rate) for client in clients * 6])
+    assert Counter(made) == {200: 6, 429: 6 * len(clients) - 6}
+    go = asyncio.Event()
+
+    async def script(exchange: Exchange) -> None:
+        await asyncio.wait_for(go.wait(), 5)
+        await completion()(exchange)
+
+    upstream.reset()
+    upstream.script = script
+    async with asyncio.TaskGroup() as tasks:
+        calls = [tasks.create_task(status(client, parallel)) for client in clients]
+        await until(lambda: sum(call.done() for call in calls) == len(calls) - 1)
+        assert len(upstream.calls) == 1
+        go.set()
+    assert Counter(call.result() for call in calls) == {200: 1, 429: len(calls) - 1}
+    upstream.script = completion()
+    for client in clients * 2:
+        async with asyncio.timeout(5):
+            while await status(client, parallel) != 200:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+
+async def test_limits_hold_for_all_workers_together(tmp_path: Path) -> None:
+    async with upstream_server() as upstream:
+        upstream.script = completion()
+        auth = {"master_key": MASTER, "secret": "s" * 32}
+        address = f"sqlite+aiosqlite:///{tmp_path}/calls.db"
+        rate, parallel = await keys_of(Settings(auth=auth, telemetry={"database_url": address}))
+        async with workers(tmp_path, 2, {"lab": lab(upstream.url)}, auth=auth) as gateway:
+            await shared_by_all([*(await gateway.each()).values()], upstream, rate, parallel)
+
+
+async def test_limits_hold_for_all_gateways_with_one_redis(tmp_path: Path) -> None:
+    auth = {"master_key": MASTER, "secret": "s" * 32}
+    with some_server() as url:
+        async with (
+            own_keys(url) as prefix,
+            upstream_server() as upstream,
+            AsyncExitStack() as stack,
+        ):
+            upstream.script = completion()
+            folders = [tmp_path / name for name in ("one", "two")]
+            for folder in folders:
+                folder.mkdir()
+            address = f"sqlite+aiosqlite:///{folders[0]}/calls.db"
+            rate, parallel = await keys_of(Settings(auth=auth, telemetry={"database_url": address}))
+            shutil.copy(folders[0] / "calls.db", folders[1])
+            state = {"state": {"url": url, "prefix": prefix}, "auth": auth}
+            gateways = [
+                await stack.enter_async_context(
+                    running(folder, config(upstream) | state, kind="sqlite")
+                )
+                for folder in folders
+            ]
+            await shared_by_all([each.client for each in gateways], upstream, rate, parallel)
+
+
+async def keys_of(settings: Settings) -> tuple[str, str]:
+    """Keys of two clients: one may make six requests a minute, the other one at a time."""
+    limits: list[dict[str, int]] = [{"rpm": 6}, {"parallel": 1}]
+    said = [await clientele.create(settings, new_client("ann", limits=each)) for each in limits]
+    rate, parallel = (text.splitlines()[1] for text in said)
+    return rate, parallel

@@ -187,3 +187,20 @@ async def test_taking_leave_is_no_loss() -> None:
         await asyncio.sleep(0.05)
         assert not other.lost.is_set()
         assert await one.member.ask("echo", b"") == []
+
+
+async def test_slots_are_those_of_both_and_are_given_back() -> None:
+    async with company() as (turning, one, other):
+        mine, theirs = one.member.token(), other.member.token()
+        assert await one.member.hold("s", 1, mine)
+        assert not await other.member.hold("s", 1, theirs)
+        one.member.free("s", mine)
+        await one.member.snapshot()
+        assert await other.member.hold("s", 1, theirs)
+        turning.go.clear()
+        asking = asyncio.ensure_future(one.member.hold("s", 1, mine))
+        await asyncio.sleep(0)
+        asking.cancel()
+        one.member.free("s", mine)
+        turning.go.set()
+        assert not await one.member.hold("s", 1, one.member.token())

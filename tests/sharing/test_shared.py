@@ -388,3 +388,28 @@ async def test_without_a_server_nobody_knows_the_newest_rows(server: Server, joi
     assert await node.shared.newest() is None
     node.shared.row(b"lost")
     assert await node.shared.newest() is None
+
+
+async def test_two_nodes_together_hold_no_more_than_there_are_slots(
+    url: str, prefix: str, join: Join
+) -> None:
+    nodes = [await join(url, prefix=prefix, timeout=5.0) for _ in range(2)]
+    tokens = [(node.shared, node.shared.token()) for node in nodes for _ in range(20)]
+    held = await asyncio.gather(*[shared.hold("s", 7, token) for shared, token in tokens])
+    assert sum(held) == 7
+    free, token = next(each for each, granted in zip(tokens, held, strict=True) if granted)
+    other = next(node.shared for node in nodes if node.shared is not free)
+    free.free("s", token)
+    assert await free.hold("s", 7, free.token())  # at once, where it was freed
+    assert not await other.hold("s", 7, other.token())
+
+
+async def test_where_no_server_is_nobody_asks_for_a_slot(server: Server, join: Join) -> None:
+    node = await join(server.url, timeout=5.0)
+    token = node.shared.token()
+    assert await node.shared.hold("s", 1, token)
+    server.kill()
+    assert await node.shared.hold("s", 1, node.shared.token())
+    assert not node.shared.available
+    node.shared.free("s", token)
+    assert await node.shared.hold("s", 1, node.shared.token())
