@@ -41,7 +41,12 @@ Whole = tuple[Gateway, Upstream]
 
 
 def config(upstream: Upstream) -> dict[str, Any]:
-    return {"auth": {"master_key": MASTER}, "providers": {"lab": lab(upstream.url)}}
+    """Who leaves has left: nothing is read on for it."""
+    return {
+        "auth": {"master_key": MASTER},
+        "providers": {"lab": lab(upstream.url)},
+        "server": {"on_disconnect": "cancel"},
+    }
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
