@@ -19,7 +19,7 @@ from proxy.relay.outbound import Send
 from proxy.routing.limits import SOON, Sliding
 from proxy.routing.quotas import Quota, Quotas, Shortage, Use
 from proxy.sharing.types import Settlement, State, WindowClaim
-from proxy.types import Headers
+from proxy.types import Headers, Operation
 
 _SPOKEN = {
     "rpm": "requests per minute",
@@ -84,15 +84,16 @@ class Entry:
         limit = self._quota.limits.max_body
         return most if limit is None else min(most, limit)
 
-    async def admit(self, prompt: int, asked: Asked) -> None:
+    async def admit(self, operation: Operation, prompt: int, asked: Asked) -> None:
         """Count it; ``prompt`` is the tokens that its prompt is expected to have.
 
         GatewayError 400 where it asks for more output than it may, 429 over any other limit.
         """
-        quota = self._quota
-        answer = (
-            None if asked.max_tokens is None else max(0, asked.max_tokens) * max(1, asked.n or 1)
-        )
+        quota, answer = self._quota, asked.max_tokens
+        if operation is Operation.EMBEDDINGS:
+            answer = 0
+        elif answer is not None:
+            answer = max(0, answer) * max(1, asked.n or 1)
         most = quota.limits.max_output_tokens
         if most is not None and answer is not None and answer > most:
             raise GatewayError(

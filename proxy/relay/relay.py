@@ -124,7 +124,7 @@ class Relay:
             routes = self.routes
             call = await self._call(routes, operation, inbound, fields, meter, caller, who)
             if entry is not None:
-                await entry.admit(call.demand.tokens, inbound.asked)
+                await entry.admit(operation, call.demand.tokens, inbound.asked)
             outbound = await self._serve_or_wait(routes, call)
             plan, demand = call.plan, call.demand
             del inbound, call  # a stream may last for minutes, and its prompt be long
