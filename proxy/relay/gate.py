@@ -5,7 +5,7 @@ or turned away with the reason and when there will be room.
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, MutableMapping
+from collections.abc import Awaitable, MutableMapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -129,8 +129,9 @@ class Entry:
             for window in windows
         ]
 
-        def counted(at: int) -> None:
+        def counted(at: int, used: Sequence[int]) -> None:
             self._claimed, self._at = windows, at
+            self._quota.hear(used)
 
         denial = await state.claim([], claims, counted=counted)
         if denial is None:

@@ -8,7 +8,7 @@ Everything is synchronous; times are seconds of the monotonic clock, given by th
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 import msgspec
@@ -89,11 +89,13 @@ class Quota:
         self._counters: tuple[Counter, ...] = (self.slots,)
         self._by_kind: list[tuple[Kind, list[Sliding]]] = []
         self._most = self._guess = 0
+        self._others: dict[Sliding, int] = {}  # what others use of a window, as last heard
 
     def allow(self, limits: ClientLimits, part: float) -> None:
         """Hold to these limits, and to this part of each. What was counted stays counted."""
         self.limits = limits
         before, self.windows = self.windows, {}
+        self._others.clear()
         for name, (kind, seconds) in _WINDOWS.items():
             amount = getattr(limits, name)
             if amount is not None:
@@ -137,6 +139,11 @@ class Quota:
                 worst = Shortage(name, window.room, used, needs, wait)
         return worst
 
+    def hear(self, used: Iterable[int]) -> None:
+        """What each of the windows holds by now, of all who share them."""
+        for window, together in zip(self.windows.values(), used, strict=False):
+            self._others[window] = max(0, together - window.used)
+
     def standings(self, now: float) -> list[Standing]:
         """How things stand, for requests and for tokens, where these are limited."""
         found = []
@@ -144,8 +151,9 @@ class Quota:
             tightest, remaining, reset = windows[0], sys.maxsize, 0.0
             for window in windows:
                 resets = window.resets(now)  # and lets go of what no longer counts
-                if window.room - window.used < remaining:
-                    tightest, remaining, reset = window, window.room - window.used, resets
+                left = window.room - window.used - self._others.get(window, 0)
+                if left < remaining:
+                    tightest, remaining, reset = window, left, resets
             if tightest.blocked_until > now:
                 remaining, reset = 0, max(reset, tightest.blocked_until - now)
             found.append(Standing(kind, tightest.limit.amount, max(0, remaining), reset))

@@ -119,6 +119,10 @@ class Board:
         self._rests = {place: rest for place, rest in self._rests.items() if rest.until > at}
         return list(self._rests.values())
 
+    def used(self, windows: Iterable[WindowClaim], at: int) -> list[int]:
+        """What each of these windows holds."""
+        return [self._window(each.name, each.seconds, each.start).used(at) for each in windows]
+
     def counts(self, at: int) -> dict[str, int]:
         """What is counted in the windows by their names; of a fixed window in the newest."""
         keys = sorted(self._windows, key=lambda key: (key.name, key.start or 0))

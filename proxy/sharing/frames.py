@@ -39,11 +39,12 @@ class Claim(msgspec.Struct, frozen=True, tag=True):
 
 
 class Claimed(msgspec.Struct, frozen=True, tag=True):
-    """No denial is a grant, counted ``at``."""
+    """No denial is a grant, counted ``at``; ``used`` is what each of the windows holds now."""
 
     id: int
     denial: Denial | None
     at: int
+    used: Sequence[int] = ()
 
 
 class Hold(msgspec.Struct, frozen=True, tag=True):

@@ -146,7 +146,8 @@ class Hub:
         match message:
             case Claim(id, places, windows, probe, probe_ms):
                 denial = self._board.claim(places, windows, probe, probe_ms, peer.number, at)
-                self._write(peer, frame(Claimed(id, denial, at)))
+                used = [] if denial is not None else self._board.used(windows, at)
+                self._write(peer, frame(Claimed(id, denial, at, used)))
             case Hold(id, name, limit, token):
                 granted = self._board.hold(name, limit, token, peer.number)
                 self._write(peer, frame(Held(id, granted)))

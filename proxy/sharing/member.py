@@ -41,7 +41,7 @@ from proxy.sharing.frames import (
     Rests,
     frame,
 )
-from proxy.sharing.types import Denial, Rest, Settlement, WindowClaim
+from proxy.sharing.types import Denial, Granted, Rest, Settlement, WindowClaim
 
 PATIENCE_SECONDS = 1.0
 """A supervisor that takes longer to answer is away: the worker goes on by itself."""
@@ -140,7 +140,7 @@ class Member(asyncio.Protocol):
         windows: Sequence[WindowClaim],
         probe: str | None = None,
         probe_ms: int = 150_000,
-        counted: Callable[[int], None] | None = None,
+        counted: Granted | None = None,
     ) -> Denial | None:
         """Ask for all at once, as ``Shared.claim``."""
         if not windows and probe is None:
@@ -152,7 +152,7 @@ class Member(asyncio.Protocol):
         if found is None:
             return None
         if found.denial is None and counted is not None:
-            counted(found.at)
+            counted(found.at, found.used)
         return found.denial
 
     def token(self) -> str:

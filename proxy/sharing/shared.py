@@ -32,7 +32,7 @@ from proxy.sharing.link import (
     patience,
 )
 from proxy.sharing.outbox import Outbox
-from proxy.sharing.types import Denial, Rest, Settlement, WindowClaim
+from proxy.sharing.types import Denial, Granted, Rest, Settlement, WindowClaim
 
 REFRESH_SECONDS = 1.0
 """How often the rests are read, and this node says that it is alive."""
@@ -137,13 +137,13 @@ class Shared:
         windows: Sequence[WindowClaim],
         probe: str | None = None,
         probe_ms: int = 150_000,
-        counted: Callable[[int], None] | None = None,
+        counted: Granted | None = None,
     ) -> Denial | None:
         """Ask for all at once: no place rests, every window has room, nobody else probes.
 
         None is a grant, or there is no server to ask and the local state decides. Of a grant by
-        the server ``counted`` is told the moment (UTC milliseconds by its clock), which ``settle``
-        needs; without a word nothing was counted. A denial counts nothing and takes no probe.
+        the server ``counted`` is told; without a word nothing was counted, and there is nothing to
+        ``settle``. A denial counts nothing and takes no probe.
 
         It takes one round trip; where ``TURNS`` are on their way, it waits for one of them and
         shares the next with all that wait. Neither takes longer than ``timeout``.
@@ -155,7 +155,7 @@ class Shared:
         if reply is None:
             return None
         if reply[0] == 0 and counted is not None:
-            counted(reply[1])
+            counted(reply[1], reply[2])
         return denial(reply, places, windows, probe)
 
     def token(self) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +15,7 @@ from proxy.errors import ErrorReason, GatewayError
 from proxy.metering.attempt import Asked
 from proxy.relay.gate import Entry, Gate
 from proxy.routing.limits import MINUTE
-from proxy.sharing.types import Denial, WindowClaim
+from proxy.sharing.types import Denial, Granted, WindowClaim
 from proxy.types import Fault, Operation
 
 CHAT = Operation.CHAT
@@ -32,6 +31,7 @@ class State:
         self.settled: list[tuple[str, int, int]] = []
         self.slots: dict[str, str] = {}
         self.free_slots = 1
+        self.others = 0  # what they count in each window
 
     def token(self) -> str:
         return f"t{len(self.slots)}"
@@ -49,14 +49,14 @@ class State:
         self.slots.pop(token, None)
 
     async def claim(
-        self, places: list[str], windows: list[WindowClaim], *, counted: Callable[[int], None]
+        self, places: list[str], windows: list[WindowClaim], *, counted: Granted
     ) -> Denial | None:
         assert not places
         self.claims.append(windows)
         await asyncio.sleep(0)
         if self.denials:
             return self.denials.pop(0)
-        counted(7)
+        counted(7, [each.cost + self.others for each in windows])
         return None
 
     def settle(self, name: str, seconds: int, start: int | None, difference: int, at: int) -> None:
@@ -185,6 +185,17 @@ async def test_what_others_have_used_up_is_refused_and_not_asked_for_again() -> 
         entry.end(meter(sent=False))
     assert not state.settled
     assert (await told(entry))["x-ratelimit-remaining-requests"] == "0"
+
+
+async def test_what_is_left_is_told_of_what_all_use_together() -> None:
+    state = State()
+    state.others = 4
+    gate = Gate(state)  # type: ignore[arg-type]
+    entry = enter(gate, rpm=9)
+    await entry.admit(CHAT, 1, Asked())
+    assert (await told(entry))["x-ratelimit-remaining-requests"] == "4"
+    gate.away(1)
+    assert (await told(entry))["x-ratelimit-remaining-requests"] == "8"
 
 
 async def test_where_the_state_is_away_each_has_its_part() -> None:

@@ -237,14 +237,19 @@ async def shared_by_all(
 ) -> None:
     """Whoever is asked: of one key six in a minute, of the other one at a time."""
 
-    async def status(client: httpx.AsyncClient, key: str) -> int:
+    async def answer(client: httpx.AsyncClient, key: str) -> httpx.Response:
         body = {"model": "lab/json", "messages": ASK}
         headers = {"authorization": f"Bearer {key}"}
-        answer = await client.post("/v1/chat/completions", json=body, headers=headers)
-        return answer.status_code
+        return await client.post("/v1/chat/completions", json=body, headers=headers)
 
-    made = await asyncio.gather(*[status(client, rate) for client in clients * 6])
-    assert Counter(made) == {200: 6, 429: 6 * len(clients) - 6}
+    async def status(client: httpx.AsyncClient, key: str) -> int:
+        return (await answer(client, key)).status_code
+
+    heads = [told(await answer(client, rate)) for client in clients]
+    assert [head["remaining-requests"] for head in heads] == ["5", "4"]
+    made = await asyncio.gather(*[status(client, rate) for client in clients * 4])
+    assert Counter(made) == {200: 4, 429: 4}
+    assert told(await answer(clients[0], rate))["remaining-requests"] == "0"
     go = asyncio.Event()
 
     async def script(exchange: Exchange) -> None:

@@ -60,9 +60,12 @@ def test_it_does_as_the_scripts_do(server: tuple[Redis, str], moves: list[tuple[
                     WindowClaim(w.name, w.limit, w.seconds, cost, w.start) for w, cost in counted
                 ]
                 call = ground.calls.claim(asked, claims, probe, PROBE_MS, str(number))
-                theirs = denial(ground.run(call), asked, claims, probe)
+                reply = ground.run(call)
+                theirs = denial(reply, asked, claims, probe)
                 ours = board.claim(asked, claims, probe, PROBE_MS, number, at)
                 assert _without_the_servers_clock(ours) == _without_the_servers_clock(theirs)
+                if ours is None and len({claim.name for claim in claims}) == len(claims):
+                    assert board.used(claims, at) == reply[2]
             case "rest":
                 place, left, count = words
                 rest = Rest(place, at + left, "rate_limit", "cooling", count, at + 7)

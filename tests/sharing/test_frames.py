@@ -37,7 +37,7 @@ FROM_WORKER = [
 ]
 FROM_HUB = [
     Reload(),
-    Claimed(7, Denial("p", 0.5, REST), 5),
+    Claimed(7, Denial("p", 0.5, REST), 5, [3]),
     Held(8, False),
     Rests(3, [REST]),
     Counted(1, {"w": 2}),

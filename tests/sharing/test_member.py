@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
@@ -82,11 +82,17 @@ async def company() -> AsyncIterator[tuple[Turning, Worker, Worker]]:
 async def test_a_limit_holds_for_both_and_what_was_used_is_settled() -> None:
     async with company() as (_, one, other):
         counted: list[int] = []
-        assert await one.member.claim([], [TWO], counted=counted.append) is None
+        held: list[list[int]] = []
+
+        def granted(at: int, used: Sequence[int]) -> None:
+            counted.append(at)
+            held.append(list(used))
+
+        assert await one.member.claim([], [TWO], counted=granted) is None
         assert await other.member.claim([], [TWO]) is None
-        denial = await other.member.claim([], [TWO], counted=counted.append)
+        denial = await other.member.claim([], [TWO], counted=granted)
         assert denial is not None
-        assert (denial.name, len(counted)) == ("w", 1)
+        assert (denial.name, len(counted), held) == ("w", 1, [[1]])
         one.member.settle("w", 60, None, 0, counted[0])
         one.member.settle("w", 60, None, -1, counted[0])
         assert (await one.member.snapshot())[1] == {"w": 1}
