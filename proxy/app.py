@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any
 
@@ -39,7 +39,7 @@ from proxy.company import Company
 from proxy.config import client_secret
 from proxy.errors import ErrorReason
 from proxy.keys import ClientKeys
-from proxy.learnt import restore
+from proxy.learnt import restore, restore_quotas
 from proxy.log import RequestLog
 from proxy.metering import tokenizer
 from proxy.metering.pricing import Prices
@@ -171,8 +171,6 @@ class _Gateway:
         stack.push_async_callback(self._store.close)
         await self._open_store()
         self._keys = ClientKeys(ClientTable(self._store), self._keyring)
-        with suppress(StoreError):  # then they come as soon as the database can be read
-            await self._keys.load()
         if tokenizer.INSTALLED:
             await asyncio.to_thread(tokenizer.load)
         self._prices = Prices({}, {})
@@ -270,8 +268,11 @@ class _Gateway:
         """Go on with what was learnt before; False where the database cannot be read yet."""
         if self._settings.telemetry.keeps:
             try:
+                await self._keys.load()
                 async with self._store.reader() as connection:
                     await restore(connection, self._relay.routes.pools, self._began)
+                    quotas, clients = self._company.gate.quotas, self._keys.all()
+                    await restore_quotas(connection, quotas, clients, self._began)
                     if recent is not None:
                         await recent.load(connection)
             except StoreError:
@@ -286,6 +287,7 @@ class _Gateway:
         return Relay(
             routes=self._builder.routes(settings, configured),
             line=self._line,
+            gate=self._company.gate,
             transport=self._transport,
             books=self._recording.books(
                 settings.telemetry.privacy_level, self._sampler.gpu_memory_used_mb

@@ -10,7 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from proxy import __version__, clientele
+from proxy.clients import ClientLimits
 from proxy.clock import now_ms
 from proxy.config import load
 from proxy.errors import ConfigError, GatewayError
@@ -144,6 +147,14 @@ def _add_keys(command: argparse.ArgumentParser) -> None:
         "--tag": "may come again",
     }.items():
         create.add_argument(option, action="append", default=[], metavar="TEXT", help=meaning)
+    create.add_argument(
+        "--limit",
+        action="append",
+        type=_limit,
+        default=[],
+        metavar="NAME=NUMBER",
+        help="such as rpm=60 or parallel=4; may come again (none)",
+    )
     create.add_argument("--expires-in", type=_span, metavar="TIME", help="such as 30d (never)")
     for order in ("revoke", "rotate"):
         made[order].add_argument("id", metavar="ID", help="as list shows it")
@@ -166,6 +177,7 @@ async def _keys(settings: Settings, options: argparse.Namespace) -> str:
             providers=options.provider,
             tags=options.tag,
             expires_at=ends,
+            limits={name: amount for limit in options.limit for name, amount in limit.items()},
         )
         return await clientele.create(settings, client)
     if options.order == "list":
@@ -225,6 +237,18 @@ def _span(text: str) -> int:
         return span(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _limit(text: str) -> dict[str, int]:
+    name, _, amount = text.partition("=")
+    try:
+        limits = msgspec.convert({name: int(amount)}, ClientLimits)
+    except (ValueError, msgspec.ValidationError):
+        names = ", ".join(ClientLimits.__struct_fields__)
+        message = f"must be NAME=NUMBER, from 1, of {names} (got {text})"
+        raise argparse.ArgumentTypeError(message) from None
+    told: dict[str, int] = msgspec.to_builtins(limits)
+    return told
 
 
 def _export(settings: Settings, options: argparse.Namespace) -> int:

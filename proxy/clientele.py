@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import msgspec
+
 from proxy.clients import Client, Keyring
 from proxy.clock import now_ms, rfc3339
 from proxy.config import client_secret
@@ -70,7 +72,9 @@ def _line(client: Client) -> str:
     else:
         state = "open"
     may = " ".join([*client.models, *(f"{name}/*" for name in client.providers)]) or "everything"
-    return f"{client.id}  {client.name}  {state}  {may}"
+    limits = msgspec.to_builtins(client.limits)
+    most = "".join(f"  {name}={amount}" for name, amount in limits.items())
+    return f"{client.id}  {client.name}  {state}  {may}{most}"
 
 
 def _nobody(client_id: str) -> ConfigError:

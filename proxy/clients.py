@@ -11,11 +11,35 @@ import secrets
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from hashlib import sha256
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
 Refusal = Literal["unknown", "revoked", "expired"]
+
+
+Amount = Annotated[int, msgspec.Meta(ge=1, le=10**12)]
+
+
+class ClientLimits(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """What a client may use; None: as much as it likes.
+
+    Requests and tokens in any minute, hour and day, calls at a time, bytes of a request's body, and
+    output tokens that a request may ask for.
+    """
+
+    rpm: Amount | None = None
+    rph: Amount | None = None
+    rpd: Amount | None = None
+    tpm: Amount | None = None
+    tph: Amount | None = None
+    tpd: Amount | None = None
+    parallel: Amount | None = None
+    max_body: Amount | None = None
+    max_output_tokens: Amount | None = None
+
+
+UNLIMITED = ClientLimits()
 
 
 class Client(msgspec.Struct, frozen=True):
@@ -34,6 +58,7 @@ class Client(msgspec.Struct, frozen=True):
     tags: tuple[str, ...] = ()
     expires_at: int | None = None
     revoked_at: int | None = None
+    limits: ClientLimits = UNLIMITED
 
     def may(self, asked: str, provider: str, model: str) -> bool:
         """Whether it may have a model by the name that it asks for, or by its own."""

@@ -14,6 +14,7 @@ from proxy.errors import ConfigError
 from proxy.log import unchanged
 from proxy.places import state_folder
 from proxy.relay.claims import Claims
+from proxy.relay.gate import Gate
 from proxy.routing.keypool import KeyPool
 from proxy.schema import Settings
 from proxy.sharing.member import Member
@@ -26,8 +27,11 @@ _T = TypeVar("_T")
 
 
 class Company:
-    """``claims`` is None for a gateway that is alone. Workers that are told of a server share
-    through that, like gateways of several hosts, and through each other only what they show."""
+    """``claims`` is None for a gateway that is alone; ``gate`` counts what clients use.
+
+    Workers that are told of a server share through that, like gateways of several hosts, and
+    through each other only what they show.
+    """
 
     def __init__(
         self, settings: Settings, member: Member | None, pools: Callable[[], Mapping[str, KeyPool]]
@@ -46,11 +50,12 @@ class Company:
                 state.url,
                 prefix=state.prefix,
                 changed=lambda rests: claims.heard(rests),
-                away=lambda nodes: claims.away(nodes),
-                back=lambda: claims.back(),
+                away=self._away,
+                back=self._back,
             )
         self.state: State | None = self.shared or member
         """Where what is limited is counted for all."""
+        self.gate = Gate(self.state)
         if self.state is not None:
             claims = self.claims = Claims(self.state, pools)
 
@@ -80,8 +85,8 @@ class Company:
             if self._election is not None:
                 stack.callback(self._election.close)
             if self.shared is None and self.claims is not None:
-                claims = self.claims
-                self.member.meet(changed=claims.heard, away=claims.away, back=claims.back)
+                heard = self.claims.heard
+                self.member.meet(changed=heard, away=self._away, back=self._back)
             self.member.serve(again, answers)
             stack.callback(self.member.close)
             await self.member.open()
@@ -115,4 +120,15 @@ class Company:
     def _tell(self) -> None:
         hub = self.member if self.shared is None else None
         if self._begun and hub is not None and hub.available and self.claims is not None:
-            hub.begin(*self.claims.known())
+            rests, uses = self.claims.known()
+            hub.begin(rests, uses + self.gate.known())
+
+    def _away(self, nodes: int) -> None:
+        if self.claims is not None:
+            self.claims.away(nodes)
+        self.gate.away(nodes)
+
+    def _back(self) -> None:
+        if self.claims is not None:
+            self.claims.back()
+        self.gate.back()

@@ -9,21 +9,13 @@ from typing import Any
 
 import msgspec
 
+from proxy.changes import BreakerRecord, CooldownRecord, CountRecord, LiftRecord, SwitchRecord
 from proxy.content import ContentRecord
 from proxy.metering.admission import ADMISSION, Admission
 from proxy.sample import HostSample
 from proxy.store.events import EventRecord
 from proxy.store.salvage import mend
-from proxy.types import (
-    BreakerRecord,
-    CallRecord,
-    CooldownRecord,
-    CountRecord,
-    FaultRecord,
-    LiftRecord,
-    ModelInfo,
-    SwitchRecord,
-)
+from proxy.types import CallRecord, FaultRecord, ModelInfo
 
 _KINDS: dict[int, Any] = {
     ADMISSION: Admission,

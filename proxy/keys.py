@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -50,6 +51,12 @@ class ClientKeys:
         await self.load()
         return key
 
+    async def change(self, client_id: str, fields: Mapping[str, Any]) -> bool:
+        """Change these fields of a client, from now on; False if there is no such client."""
+        known = await self._table.change(client_id, fields, now_ms())
+        await self.load()
+        return known
+
     async def revoke(self, client_id: str) -> bool:
         """Let none of a client's keys open anything any more; False if there is no such client."""
         known = await self._table.revoke(client_id, now_ms())
@@ -86,5 +93,5 @@ class ClientKeys:
 
 
 def new_client(name: str, **more: Any) -> Client:
-    """A client that is made now."""
+    """A client that is made now. Raises msgspec.ValidationError where it cannot be."""
     return msgspec.convert({"id": new_id(), "name": name, "created_at": now_ms(), **more}, Client)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 
+from proxy.changes import BreakerRecord, CooldownRecord, CountRecord, LiftRecord, SwitchRecord
+from proxy.clients import UNLIMITED, Client
 from proxy.clock import instant, monotonic, now_ms
 from proxy.errors import ErrorReason
 from proxy.routing.counters import CONCURRENT, Owner
@@ -12,11 +14,11 @@ from proxy.routing.events import Event, Lifted, Parked, Switched
 from proxy.routing.health import Turned
 from proxy.routing.keypool import KeyPool
 from proxy.routing.limits import DAY, MINUTE, Sliding, Slots
+from proxy.routing.quotas import Quota, Quotas
 from proxy.routing.rests import Place, Rest, state_of
 from proxy.store import breakers, rests
 from proxy.store.engine import Reader
-from proxy.store.usage import Used, used
-from proxy.types import BreakerRecord, CooldownRecord, CountRecord, LiftRecord, SwitchRecord
+from proxy.store.usage import Used, used, used_by_clients
 
 Record = CooldownRecord | LiftRecord | SwitchRecord | BreakerRecord
 
@@ -138,6 +140,24 @@ async def restore(
         for use in await used(connection, seconds, at) if counted else ():
             if use.provider in counted and use.timestamp < before:
                 _count_again(counted[use.provider], use, seconds, now, at)
+
+
+async def restore_quotas(
+    connection: Reader, quotas: Quotas, clients: Iterable[Client], before: int
+) -> None:
+    """Let the clients' limits go on where the rows say that they were before ``before``."""
+    now, at = monotonic(), now_ms()
+    by_seconds: dict[int, dict[str, Quota]] = {}
+    for client in clients:
+        if client.limits != UNLIMITED and client.revoked_at is None:
+            quota = quotas.of(client.id, client.limits)
+            for window in quota.windows.values():
+                by_seconds.setdefault(window.limit.seconds, {})[client.id] = quota
+    for seconds, of in by_seconds.items():
+        for use in await used_by_clients(connection, of, seconds, at):
+            if use.timestamp < before:
+                when = now - max(0, at - use.timestamp) / 1000
+                of[use.client_id].replay(seconds, when, use.requests, use.tokens, now)
 
 
 def _count_again(pool: KeyPool, use: Used, seconds: int, now: float, at: int) -> None:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 
+from proxy.changes import CountRecord
 from proxy.clock import monotonic
 from proxy.learnt import Counts
 from proxy.providers.lists import ModelLists
@@ -15,7 +16,6 @@ from proxy.store import retention
 from proxy.store.address import StoreError
 from proxy.store.archive import Archive
 from proxy.store.engine import Store
-from proxy.types import CountRecord
 
 AGAIN_SECONDS = 1.0
 RETENTION_SECONDS = 3600.0

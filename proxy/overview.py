@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from proxy.changes import CountRecord
 from proxy.clock import monotonic, now_ms
 from proxy.company import Company
 from proxy.learnt import counted
@@ -19,7 +20,6 @@ from proxy.routing.rests import WORST
 from proxy.routing.states import states
 from proxy.store.filters import Filters
 from proxy.store.recent import Recent, chosen
-from proxy.types import CountRecord
 
 WATCH_SECONDS = 1.0
 """How often the others are asked how busy they are."""

@@ -288,3 +288,20 @@ def test_a_port_in_use_is_told_in_one_line(tmp_path: Path) -> None:
         f"server: port {port} on 127.0.0.1 is in use;"
         " stop what listens there, or choose another --port\n"
     )
+
+
+@pytest.mark.parametrize("text", ["rpm", "rpm=0", "rpm=many", "rpx=1", "rpm=1.5"])
+def test_a_limit_that_cannot_be_is_named(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["keys", "create", "ann", "--limit", text])
+    err = capsys.readouterr().err
+    assert f"got {text}" in err
+    assert "rpm, rph, rpd, tpm, tph, tpd, parallel, max_body, max_output_tokens" in err
+
+
+def test_a_client_is_let_in_with_the_limits_that_were_given(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main(["keys", "create", "ann", "--limit", "rpm=60", "--limit", "parallel=4"]) == 0
+    assert cli.main(["keys", "list"]) == 0
+    assert capsys.readouterr().out.endswith("  everything  rpm=60  parallel=4\n")

@@ -19,7 +19,9 @@ def settings(tmp_path: Path) -> Settings:
 async def test_what_is_made_is_listed_and_its_key_is_not(settings: Settings) -> None:
     assert await clientele.listed(settings) == "no client has a key of its own"
     ends = now_ms() + 60_000
-    ann = new_client("ann", models=["fast"], providers=["groq"], expires_at=ends)
+    ann = new_client(
+        "ann", models=["fast"], providers=["groq"], expires_at=ends, limits={"rpm": 60}
+    )
     said = await clientele.create(settings, ann)
     bob = new_client("bob")
     await clientele.create(settings, bob)
@@ -30,7 +32,7 @@ async def test_what_is_made_is_listed_and_its_key_is_not(settings: Settings) -> 
     assert key not in listed
     first, second = listed.splitlines()
     assert first.startswith(f"{ann.id}  ann  until ")
-    assert first.endswith("  fast groq/*")
+    assert first.endswith("  fast groq/*  rpm=60")
     assert second == f"{bob.id}  bob  revoked  everything"
     assert "tk-" in await clientele.rotate(settings, ann.id, 0)
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.duration import PART, duration
+from proxy.duration import PART, duration, written
 
 
 @pytest.mark.parametrize(
@@ -62,3 +62,27 @@ def test_what_go_writes_is_read_back(hours: int, minutes: int, seconds: int, ms:
 def test_any_text_is_a_duration_or_none(text: str) -> None:
     found = duration(text)
     assert found is None or found >= 0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.0, "0s"),
+        (0.0121, "13ms"),
+        (0.9999, "1s"),
+        (1.0, "1s"),
+        (59.2, "1m0s"),
+        (89.1, "1m30s"),
+        (360.0, "6m0s"),
+        (86_400.0, "24h0m0s"),
+    ],
+)
+def test_times_are_written_as_openai_writes_them(seconds: float, text: str) -> None:
+    assert written(seconds) == text
+
+
+@given(st.floats(0, 1e6))
+def test_what_is_written_is_never_too_early(seconds: float) -> None:
+    read = duration(written(seconds))
+    assert read is not None
+    assert seconds <= read + 1e-9 < seconds + 1.001

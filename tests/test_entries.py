@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from proxy.changes import CountRecord, LiftRecord, SwitchRecord
 from proxy.entries import decode, encode
 from proxy.metering.admission import ADMISSION, Admission
-from proxy.types import CountRecord, LiftRecord, SwitchRecord
 from tests.store.rows import call
 from tests.store.stories import NOON, everything
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.clients import Client, Keyring
+from proxy.clients import Client, ClientLimits, Keyring
 from proxy.clock import now_ms
 from proxy.keys import ClientKeys, new_client
 from proxy.store.clients import ClientTable
@@ -38,7 +38,10 @@ async def test_a_key_opens_from_when_it_is_made_until_it_is_revoked(keys: Client
     assert who(keys, key) == keys.get(client.id) == client
     assert await keys.revoke(client.id)
     assert who(keys, key) == "revoked"
-    assert [each.id for each in keys.all()] == [client.id]
+    assert await keys.change(client.id, {"limits": ClientLimits(rpm=1)})
+    assert keys.all() == [keys.get(client.id)]
+    assert keys.all()[0].limits == ClientLimits(rpm=1)
+    assert not await keys.change("ck-none", {"name": "bob"})
     assert not await keys.revoke("ck-none")
 
 

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy import learnt
+from proxy.changes import BreakerRecord, CooldownRecord, CountRecord, LiftRecord, SwitchRecord
 from proxy.errors import ErrorReason
 from proxy.learnt import Counts, counted, records, restore, told
 from proxy.routing.breaker import BreakerRules, Transition
@@ -25,15 +26,7 @@ from proxy.routing.keypool import KeyPool
 from proxy.routing.limits import DAY, MINUTE, Limit
 from proxy.routing.rests import Place, Rest, state_of
 from proxy.store.engine import Store
-from proxy.types import (
-    Action,
-    BreakerRecord,
-    CooldownRecord,
-    CountRecord,
-    LiftRecord,
-    SwitchRecord,
-    Verdict,
-)
+from proxy.types import Action, Verdict
 from tests.gateway import migrated
 from tests.store.rows import call
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from proxy import loops
+from proxy.changes import CountRecord
 from proxy.learnt import counted
 from proxy.routing.counters import Allowance, Allowances, Counters
 from proxy.routing.key import Key
@@ -15,7 +16,6 @@ from proxy.routing.keypool import KeyPool
 from proxy.routing.limits import MINUTE, Limit
 from proxy.schema import TelemetrySettings
 from proxy.store.address import StoreError
-from proxy.types import CountRecord
 
 
 async def for_a_moment(loop: Coroutine[Any, Any, None], seconds: float = 0.08) -> None:

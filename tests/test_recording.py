@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from proxy.changes import BreakerRecord, CooldownRecord, LiftRecord, SwitchRecord
 from proxy.clock import monotonic, now_ms
 from proxy.content import Content, ContentRecord, unpack
 from proxy.errors import ErrorReason
@@ -24,16 +25,7 @@ from proxy.routing.rests import Rest
 from proxy.sample import HostSample
 from proxy.schema import TelemetrySettings
 from proxy.store.positions import Moves
-from proxy.types import (
-    BreakerRecord,
-    CallRecord,
-    CooldownRecord,
-    FaultRecord,
-    LiftRecord,
-    ModelInfo,
-    SwitchRecord,
-    Usage,
-)
+from proxy.types import CallRecord, FaultRecord, ModelInfo, Usage
 from tests.store.rows import anything, call
 
 PRICED = Rates(input=500_000_000, output=1_500_000_000, cache_read=0, version="v7")

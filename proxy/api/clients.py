@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 from typing import Annotated, Any
 
+import msgspec
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from proxy.api.body import bad, told
-from proxy.clients import Client
+from proxy.clients import Client, ClientLimits
 from proxy.clock import now_ms, rfc3339
 from proxy.errors import ErrorReason, GatewayError
 from proxy.keys import ClientKeys, new_client
@@ -27,17 +28,25 @@ Text = Annotated[str, Field(min_length=1, max_length=200, pattern="^[^\x00]*$")]
 Texts = Annotated[list[Text], Field(max_length=100)]
 
 
-class NewKey(BaseModel):
-    """A client to be let in. ``models`` and ``providers`` are shell patterns."""
+class Terms(BaseModel):
+    """What a client may be told to be. ``models`` and ``providers`` are shell patterns; ``limits``
+    are checked as ``ClientLimits``."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    name: Text
+    name: Text = ""
     owner: Text | None = None
     models: Texts = []
     providers: Texts = []
     tags: Texts = []
     expires_at: Text | None = None
+    limits: dict[str, Any] = {}
+
+
+class NewKey(Terms):
+    """A client to be let in."""
+
+    name: Text
 
 
 class Rotation(BaseModel):
@@ -56,6 +65,7 @@ def clients_router(keys: ClientKeys, store: Store) -> APIRouter:
     router.add_api_route("/admin/keys", clients.create, methods=["POST"], status_code=201)
     router.add_api_route("/admin/keys", clients.listed, methods=["GET"])
     router.add_api_route(one, clients.one, methods=["GET"])
+    router.add_api_route(one, clients.change, methods=["PATCH"])
     router.add_api_route(one, clients.revoke, methods=["DELETE"])
     router.add_api_route(f"{one}/rotate", clients.rotate, methods=["POST"])
     router.add_api_route("/v1/key", clients.own, methods=["GET"])
@@ -69,15 +79,18 @@ class _Clients:
         self._store = store
 
     async def create(self, request: Request) -> dict[str, Any]:
-        asked = await told(request, NewKey)
-        try:
-            expires_at = None if asked.expires_at is None else moment(asked.expires_at)
-        except ValueError as error:
-            raise bad("expires_at", str(error)) from None
-        client = new_client(**asked.model_dump(exclude={"expires_at"}), expires_at=expires_at)
+        client = new_client(**_terms(await told(request, NewKey)))
         with self._keeping():
             key = await self._keys.create(client)
         return {"key": key, **_shown(client)}
+
+    async def change(self, client_id: str, request: Request) -> dict[str, Any]:
+        """Only what is told changes."""
+        terms = _terms(await told(request, Terms))
+        with self._keeping():
+            if terms:
+                await self._keys.change(client_id, terms)
+        return await self.one(client_id)
 
     async def listed(self) -> dict[str, Any]:
         return {"data": [_shown(client) for client in self._keys.all()], "next_cursor": None}
@@ -119,6 +132,7 @@ class _Clients:
                 "models": list(client.models),
                 "providers": list(client.providers),
                 "tags": list(client.tags),
+                "limits": msgspec.to_builtins(client.limits),
                 "expires_at": rfc3339(client.expires_at),
             }
         }
@@ -169,6 +183,23 @@ class _Clients:
             raise GatewayError(503, str(error), ErrorReason.INTERNAL) from error
 
 
+def _terms(asked: Terms) -> dict[str, Any]:
+    """What was told of a client, in its own terms. GatewayError 422 for what cannot be."""
+    terms = asked.model_dump(exclude_unset=True)
+    if terms.get("expires_at") is not None:
+        try:
+            terms["expires_at"] = moment(terms["expires_at"])
+        except ValueError as error:
+            raise bad("expires_at", str(error)) from None
+    if "limits" in terms:
+        try:
+            terms["limits"] = msgspec.convert(terms["limits"], ClientLimits)
+        except msgspec.ValidationError as error:
+            raise bad("limits", str(error)) from None
+    lists = {name: tuple(terms[name]) for name in ("models", "providers", "tags") if name in terms}
+    return terms | lists
+
+
 def _shown(client: Client) -> dict[str, Any]:
     return {
         "id": client.id,
@@ -177,6 +208,7 @@ def _shown(client: Client) -> dict[str, Any]:
         "models": list(client.models),
         "providers": list(client.providers),
         "tags": list(client.tags),
+        "limits": msgspec.to_builtins(client.limits),
         "created_at": rfc3339(client.created_at),
         "expires_at": rfc3339(client.expires_at),
         "revoked_at": rfc3339(client.revoked_at),

@@ -87,6 +87,9 @@ class Meter:
         self._timestamp = now_ms()
         self.last: Attempt | None = None
         self._closed = False
+        self.sent = False  # an upstream was asked, or was about to be
+        self.tokens: int | None = None  # of all attempts that are written; None: none is known
+        self.over: Callable[[Meter], None] | None = None  # told once the final row is written
 
     def attempt(self, target: Target, asked_at: float) -> Attempt:
         """Begin another attempt. The one before, which failed, is written as not final."""
@@ -113,7 +116,7 @@ class Meter:
                     privacy_level=self._books.privacy_level,
                 )
             )
-        attempt.admitted = True
+        attempt.admitted = self.sent = True
 
     def leave(self) -> bool:
         """The client has left. True if an upstream is at work for it that has not told all: that
@@ -146,10 +149,22 @@ class Meter:
             return
         self._closed = True
         now = monotonic()
-        attempt = self.last
-        if attempt is None:
+        if self.last is None:
             self._reject(status, client_status, reason, message, now)
-            return
+        else:
+            self._finish(self.last, status, client_status, reason, message, now)
+        if self.over is not None:
+            self.over(self)
+
+    def _finish(
+        self,
+        attempt: Attempt,
+        status: str | None,
+        client_status: int | None,
+        reason: ErrorReason | None,
+        message: str | None,
+        now: float,
+    ) -> None:
         if attempt.left is not None:
             status, client_status = "cancelled", 499
             reason, message = ErrorReason.CLIENT_CLOSED, LEFT
@@ -226,6 +241,8 @@ class Meter:
             status = "timeout" if reason in _TIMEOUTS else "error"
         usage, source = spent(attempt, status, asked, self.prompt)
         attempt.total_tokens = usage.total_tokens if usage is not None else None
+        if attempt.total_tokens is not None:
+            self.tokens = (self.tokens or 0) + attempt.total_tokens
         target = attempt.target
         quote = self._books.quote(target.provider, target.model, usage, attempt.key_id)
         stream = tap if isinstance(tap, StreamTap) else None

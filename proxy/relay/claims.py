@@ -162,7 +162,9 @@ class Claims:
             partial(self._settles, lease, counted) if counted or lease.probe else None,
         )
 
-    def _settles(self, lease: KeyLease, counted: list[tuple[Sliding, int | None]], at: int) -> None:
+    def _settles(
+        self, lease: KeyLease, counted: list[tuple[Sliding, int | None]], at: int, _: object
+    ) -> None:
         """Once the call has ended, say what it really used, and free a probe that told nothing."""
 
         def settle(used: int | None) -> None:

@@ -32,6 +32,8 @@ from proxy.relay.drains import Drains
 from proxy.relay.exchange import Call, exchange
 from proxy.relay.exhausted import exhausted
 from proxy.relay.forecast import volume
+from proxy.relay.gate import Entry, Gate
+from proxy.relay.headers import answer_headers
 from proxy.relay.inbound import ClientGone, Inbound, content_length, parse, read_body
 from proxy.relay.line import Line
 from proxy.relay.outbound import STOPPED, Outbound, Send, interrupt, send_error
@@ -83,6 +85,7 @@ class Relay:
         *,
         routes: Routes,
         line: Line,
+        gate: Gate,
         transport: httpx.AsyncBaseTransport,
         books: Books,
         prices: Prices,
@@ -94,6 +97,7 @@ class Relay:
         self.in_flight = 0
         self.routes = routes
         self._line = line
+        self._gate = gate
         self.claims: Claims | None = None
         self._transport = transport
         self._books = books
@@ -117,36 +121,34 @@ class Relay:
         self.in_flight += 1
         watch = ClientWatch(receive, partial(self._drains.linger, meter))
         outbound: Outbound | None = None
+        entry = None if caller.client is None else self._gate.entry(caller.client)
+        if entry is not None:
+            meter.over, send = entry.end, entry.telling(send)
         try:
-            if self._books.journal is not None:
-                self._books.journal.check()
-            body = await read_body(
-                receive, content_length(fields), self._limits.max_body, self._limits.body_timeout
-            )
-            meter.admitted, meter.request = monotonic(), body
-            inbound = parse(body, operation)
-            meter.asked, meter.prompt = inbound.asked, inbound.prompt
+            inbound = await self._read(operation, receive, fields, meter, entry)
             meter.who = who = completed(who, inbound, self._books.redact)
             watch.begin(self._start)
             routes = self.routes
             call = await self._call(routes, operation, inbound, fields, meter, caller, who)
+            if entry is not None:
+                await entry.admit(operation, call.demand.tokens, inbound.asked)
             outbound = await self._serve_or_wait(routes, call)
             plan, demand = call.plan, call.demand
-            del body, inbound, call  # a stream may last for minutes, and its prompt be long
+            del inbound, call  # a stream may last for minutes, and its prompt be long
             meter.forget()
             if await self._deliver(routes, outbound, meter, send):
                 routes.planner.served(plan, outbound.attempt.target, demand, monotonic())
         except GatewayError as error:
             meter.refuse(error)
             error.message = self._books.redact(error.message)  # it may quote the provider
-            await send_error(send, error, _answer_headers(meter))
+            await send_error(send, error, answer_headers(meter))
         except ClientGone:
             meter.close(None, 499, reason=ErrorReason.CLIENT_CLOSED, message=LEFT)
         except asyncio.CancelledError:
             if not watch.gone:
                 status = outbound.status if outbound is not None else 503
                 meter.close("error", status, reason=ErrorReason.INTERRUPTED, message=STOPPED)
-                await interrupt(send, outbound, _answer_headers(meter))
+                await interrupt(send, outbound, answer_headers(meter))
                 raise
             if outbound is not None and outbound.tap.error is not None:  # it had been told of that
                 _close(routes, outbound, meter, whole=False)
@@ -156,13 +158,32 @@ class Relay:
             meter.close("error", 500, reason=ErrorReason.INTERNAL, message=type(exc).__name__)
             if outbound is None or not outbound.started:
                 mistake = GatewayError(500, "The gateway made a mistake.", ErrorReason.INTERNAL)
-                await send_error(send, mistake, _answer_headers(meter))
+                await send_error(send, mistake, answer_headers(meter))
         finally:
             watch.end()
             if outbound is not None:
                 outbound.lease.used = outbound.attempt.total_tokens
                 outbound.release()
             self.in_flight -= 1
+
+    async def _read(
+        self,
+        operation: Operation,
+        receive: Receive,
+        fields: Headers,
+        meter: Meter,
+        entry: Entry | None,
+    ) -> Inbound:
+        if self._books.journal is not None:
+            self._books.journal.check()
+        most, seconds = self._limits.max_body, self._limits.body_timeout
+        if entry is not None:
+            most = entry.body(most)
+        body = await read_body(receive, content_length(fields), most, seconds)
+        meter.admitted, meter.request = monotonic(), body
+        inbound = parse(body, operation)
+        meter.asked, meter.prompt = inbound.asked, inbound.prompt
+        return inbound
 
     async def _call(
         self,
@@ -329,7 +350,7 @@ class Relay:
             nonlocal went_well
             went_well = _close(routes, outbound, meter, whole)
 
-        await outbound.deliver(send, _answer_headers(meter), known)
+        await outbound.deliver(send, answer_headers(meter), known)
         return went_well
 
 
@@ -357,32 +378,3 @@ def _close(routes: Routes, outbound: Outbound, meter: Meter, whole: bool) -> boo
 
 def _learn(lease: KeyLease, fault: Fault) -> None:
     lease.failed(judge(fault), fault.reason, monotonic(), fault.hint or "local")
-
-
-def _answer_headers(meter: Meter) -> Headers:
-    """What every answer tells: its id, and which attempt at which target it comes from, if any."""
-    headers = [(b"x-request-id", meter.request_id.encode())]
-    attempt = meter.last
-    if attempt is None:
-        return headers
-    upstream = ((attempt.ended or monotonic()) - attempt.sent) * 1000
-    gateway = (attempt.sent - meter.admitted) * 1000
-    headers += [
-        (b"x-tollkeeper-provider", attempt.target.provider.encode()),
-        (b"x-tollkeeper-model", _ascii(attempt.target.model)),
-        (b"x-tollkeeper-attempts", b"%d" % attempt.number),
-        (b"server-timing", b"gateway;dur=%.2f, upstream;dur=%.2f" % (gateway, upstream)),
-    ]
-    if attempt.key_id:
-        headers.append((b"x-tollkeeper-key", _ascii(attempt.key_id)))
-    if attempt.upstream_request_id:
-        headers.append((b"x-tollkeeper-upstream-request-id", _ascii(attempt.upstream_request_id)))
-    return headers
-
-
-def _ascii(text: str) -> bytes:
-    """Text from a client or a configuration as a header value: one line, printable."""
-    return text.encode("ascii", "backslashreplace").translate(None, _CONTROL)
-
-
-_CONTROL = bytes((*range(32), 127))

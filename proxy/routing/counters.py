@@ -206,6 +206,16 @@ class Counters:
             self._of.clear()
 
 
+def admit(counters: tuple[Counter, ...], now: float, tokens: int) -> Counter | None:
+    """Count a call, unless a counter has no room for it: then that one, and nothing is counted."""
+    for place, counter in enumerate(counters):
+        if counter.admit(now, tokens):
+            for counted in counters[:place]:
+                counted.undone(now, tokens)
+            return counter
+    return None
+
+
 def _name(owner: Owner, type: str) -> str:
     return msgspec.json.encode([*owner, type]).decode()
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import msgspec
 
+from proxy.changes import Source
 from proxy.routing.health import Turned
 from proxy.routing.key import Key
 from proxy.routing.rests import Place, Rest
-from proxy.types import Source
 
 
 class Parked(msgspec.Struct, frozen=True):

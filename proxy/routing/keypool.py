@@ -13,17 +13,18 @@ from typing import Any, Literal
 
 import msgspec
 
+from proxy.changes import Source
 from proxy.errors import ErrorReason
 from proxy.routing.affinity import Affinity, rendezvous
 from proxy.routing.breaker import BreakerRules
-from proxy.routing.counters import Counters
+from proxy.routing.counters import Counters, admit
 from proxy.routing.events import Event, Lifted, Parked, Switched
 from proxy.routing.health import Health
 from proxy.routing.key import Key
 from proxy.routing.latency import pick
 from proxy.routing.limits import Counter, Sliding
 from proxy.routing.rests import LONGEST, Place, Rest, Rests
-from proxy.types import Source, Verdict
+from proxy.types import Verdict
 
 _MOST = 4096  # models for which the keys are held ready; clients may name any
 _LOOK_AGAIN = 10.0  # seconds after which a used-up limit is read again: a clock may have been set
@@ -114,7 +115,7 @@ class KeyPool:
         while keys:
             key = keys[0] if len(keys) == 1 else self._choose(keys, model, now, session, stream)
             counters = self.counters.of(key.name, key.quota_group, model)
-            full = _admit(counters, now, tokens)
+            full = admit(counters, now, tokens)
             if full is None:
                 return self._take(key, model, now, counters, tokens, session, stream)
             keys = [other for other in keys if other is not key]
@@ -250,7 +251,7 @@ class KeyPool:
             if key.disabled or name in tried or self.rests.wait(name, group, model, now) > 0:
                 continue
             counters = self.counters.of(name, group, model)
-            if _admit(counters, now, tokens) is None:
+            if admit(counters, now, tokens) is None:
                 lease = self._take(key, model, now, counters, tokens, session, stream)
                 lease.lifts = self.rests.scout(name, group, model, now)
                 return lease
@@ -376,13 +377,3 @@ _RANKS: dict[str, Callable[[Key], Any]] = {
 def _stride(strategy: KeyStrategy, key: Key) -> float:
     """How far a key moves back in the round when it is taken."""
     return 1.0 if strategy == "round_robin" else 1.0 / key.weight
-
-
-def _admit(counters: tuple[Counter, ...], now: float, tokens: int) -> Counter | None:
-    """Count a call, unless a counter has no room for it: then that one, and nothing is counted."""
-    for place, counter in enumerate(counters):
-        if counter.admit(now, tokens):
-            for counted in counters[:place]:
-                counted.undone(now, tokens)
-            return counter
-    return None

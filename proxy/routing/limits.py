@@ -20,7 +20,9 @@ SOON = 0.1
 """Seconds after which to look again for a call to end: nobody knows how long it takes."""
 
 MINUTE = 60
+HOUR = 3600
 DAY = 86_400
+_SPANS = {MINUTE: "minute", HOUR: "hour", DAY: "day"}
 
 
 def steps(seconds: int) -> int:
@@ -42,7 +44,7 @@ class Limit(msgspec.Struct, frozen=True):
     @property
     def type(self) -> str:
         """As ``rate_limits.limit_type`` has it: ``requests_minute``, ``tokens_day``."""
-        return f"{self.kind}_{'minute' if self.seconds == MINUTE else 'day'}"
+        return f"{self.kind}_{_SPANS[self.seconds]}"
 
 
 class Counter(Protocol):
@@ -188,7 +190,8 @@ class Sliding:
 
     def resets(self, now: float) -> float:
         """Seconds until nothing of what was used counts any more."""
-        self.forget(now)
+        if now >= self._stale:
+            self.forget(now)
         return max(0.0, self._gone(self._counts[-1][0]) - now) if self.used else 0.0
 
     def _frees(self, cost: int) -> float:

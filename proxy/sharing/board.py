@@ -31,6 +31,7 @@ class Board:
         self._rests: dict[str, Rest] = {}
         self._windows: dict[_Key, _Window] = {}
         self._probes: dict[str, tuple[int, int]] = {}  # the holder, and until when
+        self._slots: dict[str, dict[str, int]] = {}  # tokens and their holders
         self._swept = 0
         self._begun = False
 
@@ -75,6 +76,20 @@ class Board:
             window.add(at, each.cost)
         return None
 
+    def hold(self, name: str, limit: int, token: str, holder: int) -> bool:
+        """Take one of so many slots, if one is free."""
+        held = self._slots.setdefault(name, {})
+        if len(held) >= limit:
+            return False
+        held[token] = holder
+        return True
+
+    def free(self, name: str, token: str) -> None:
+        held = self._slots.get(name, {})
+        held.pop(token, None)
+        if not held:
+            self._slots.pop(name, None)
+
     def rest(self, rest: Rest, at: int) -> None:
         """A longer rest is not shortened, and whoever probed has its answer."""
         self._probes.pop(rest.place, None)
@@ -93,13 +108,20 @@ class Board:
         self._window(off.name, off.seconds, off.start).correct(off.at, off.difference, at)
 
     def gone(self, holder: int) -> None:
-        """It has ended, and so have its probes."""
+        """It has ended, and so have its probes and its calls."""
         self._probes = {name: each for name, each in self._probes.items() if each[0] != holder}
+        for name, held in list(self._slots.items()):
+            for token in [token for token, by in held.items() if by == holder]:
+                self.free(name, token)
 
     def rests(self, at: int) -> list[Rest]:
         """All that rests."""
         self._rests = {place: rest for place, rest in self._rests.items() if rest.until > at}
         return list(self._rests.values())
+
+    def used(self, windows: Iterable[WindowClaim], at: int) -> list[int]:
+        """What each of these windows holds."""
+        return [self._window(each.name, each.seconds, each.start).used(at) for each in windows]
 
     def counts(self, at: int) -> dict[str, int]:
         """What is counted in the windows by their names; of a fixed window in the newest."""

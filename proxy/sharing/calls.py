@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from proxy.sharing import scripts
+from proxy.sharing.outbox import Batch
 from proxy.sharing.types import Denial, Rest, Settlement, WindowClaim
 
 NEWEST = 1000
@@ -56,6 +57,12 @@ class Calls:
             args += [each.limit, each.cost, each.seconds, "" if each.start is None else each.start]
         return Call(scripts.CLAIM, keys, args)
 
+    def hold(self, name: str, limit: int, token: str) -> Call:
+        return Call(scripts.HOLD, [self._slots(name), self._nodes], [limit, token, ALIVE_MS])
+
+    def free(self, name: str, token: str) -> Call:
+        return Call(scripts.FREE, [self._slots(name)], [token])
+
     def rest(self, rest: Rest) -> Call:
         keys = [self._rests, self._probe(rest.place)]
         return Call(scripts.REST, keys, [rest.place, msgspec.json.encode(rest), self.channel])
@@ -68,6 +75,13 @@ class Calls:
         keys = [self._window(off.name, off.seconds, off.start), self._windows]
         start = "" if off.start is None else off.start
         return Call(scripts.SETTLE, keys, [off.difference, off.at, off.seconds, start])
+
+    def batch(self, batch: Batch) -> list[Call]:
+        """All that waited, in the order in which it holds."""
+        frees = [self.free(name, token) for name, token in batch.frees]
+        lifts = [self.lift(batch.lifts)] if batch.lifts else []
+        rows = [self.push(batch.rows)] if batch.rows else []
+        return [*frees, *lifts, *map(self.rest, batch.rests), *map(self.settle, batch.offs), *rows]
 
     def push(self, rows: Sequence[bytes]) -> Call:
         """Hand on the rows of calls, the oldest first."""
@@ -94,6 +108,9 @@ class Calls:
 
     def window_name(self, key: str) -> str:
         return key.removeprefix(self._tag).split(":", 2)[2]
+
+    def _slots(self, name: str) -> str:
+        return f"{self._tag}slots:{name}"
 
     def _probe(self, name: str) -> str:
         return f"{self._tag}probe:{name}"

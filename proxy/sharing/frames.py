@@ -39,19 +39,36 @@ class Claim(msgspec.Struct, frozen=True, tag=True):
 
 
 class Claimed(msgspec.Struct, frozen=True, tag=True):
-    """No denial is a grant, counted ``at``."""
+    """No denial is a grant, counted ``at``; ``used`` is what each of the windows holds now."""
 
     id: int
     denial: Denial | None
     at: int
+    used: Sequence[int] = ()
+
+
+class Hold(msgspec.Struct, frozen=True, tag=True):
+    """Take one of ``limit`` slots of this name."""
+
+    id: int
+    name: str
+    limit: int
+    token: str
+
+
+class Held(msgspec.Struct, frozen=True, tag=True):
+    id: int
+    granted: bool
 
 
 class Change(msgspec.Struct, frozen=True, tag=True):
-    """Lifts, then rests, then what claims were off by."""
+    """Lifts, then rests, what claims were off by, and slots that are free again: their names and
+    tokens."""
 
     lifts: Sequence[str] = ()
     rests: Sequence[Rest] = ()
     offs: Sequence[Settlement] = ()
+    frees: Sequence[tuple[str, str]] = ()
 
 
 class Begin(msgspec.Struct, frozen=True, tag=True):
@@ -99,8 +116,8 @@ class Answers(msgspec.Struct, frozen=True, tag=True):
     payloads: list[bytes]
 
 
-FromWorker = Ready | Reload | Claim | Change | Begin | Count | Ask | Answer
-FromHub = Reload | Claimed | Rests | Counted | Ask | Answers
+FromWorker = Ready | Reload | Claim | Hold | Change | Begin | Count | Ask | Answer
+FromHub = Reload | Claimed | Held | Rests | Counted | Ask | Answers
 
 _encode = msgspec.msgpack.Encoder().encode
 

@@ -34,6 +34,8 @@ from proxy.sharing.frames import (
     Frames,
     FromHub,
     FromWorker,
+    Held,
+    Hold,
     Ready,
     Reload,
     Rests,
@@ -144,13 +146,19 @@ class Hub:
         match message:
             case Claim(id, places, windows, probe, probe_ms):
                 denial = self._board.claim(places, windows, probe, probe_ms, peer.number, at)
-                self._write(peer, frame(Claimed(id, denial, at)))
-            case Change(lifts, rests, offs):
+                used = [] if denial is not None else self._board.used(windows, at)
+                self._write(peer, frame(Claimed(id, denial, at, used)))
+            case Hold(id, name, limit, token):
+                granted = self._board.hold(name, limit, token, peer.number)
+                self._write(peer, frame(Held(id, granted)))
+            case Change(lifts, rests, offs, frees):
                 self._board.lift(lifts)
                 for rest in rests:
                     self._board.rest(rest, at)
                 for off in offs:
                     self._board.settle(off, at)
+                for name, token in frees:
+                    self._board.free(name, token)
                 if lifts or rests:
                     peer.seen += 1
                     self._stale()

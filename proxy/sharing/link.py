@@ -32,6 +32,8 @@ CONNECT_SECONDS = 0.5
 
 _SCRIPTS = (
     scripts.CLAIM,
+    scripts.HOLD,
+    scripts.FREE,
     scripts.REST,
     scripts.LIFT,
     scripts.SETTLE,

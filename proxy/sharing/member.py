@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
@@ -33,12 +34,14 @@ from proxy.sharing.frames import (
     Frames,
     FromHub,
     FromWorker,
+    Held,
+    Hold,
     Ready,
     Reload,
     Rests,
     frame,
 )
-from proxy.sharing.types import Denial, Rest, Settlement, WindowClaim
+from proxy.sharing.types import Denial, Granted, Rest, Settlement, WindowClaim
 
 PATIENCE_SECONDS = 1.0
 """A supervisor that takes longer to answer is away: the worker goes on by itself."""
@@ -67,6 +70,7 @@ class Member(asyncio.Protocol):
         self._frames: Frames[Any] = Frames(_decoder)
         self._transport: asyncio.Transport | None = None
         self._ids = count()
+        self._name = os.urandom(8).hex()
         self._waiting: dict[int, asyncio.Future[Any]] = {}
         self._sent = 0  # changes of rests
         self._known: list[Rest] = []
@@ -136,7 +140,7 @@ class Member(asyncio.Protocol):
         windows: Sequence[WindowClaim],
         probe: str | None = None,
         probe_ms: int = 150_000,
-        counted: Callable[[int], None] | None = None,
+        counted: Granted | None = None,
     ) -> Denial | None:
         """Ask for all at once, as ``Shared.claim``."""
         if not windows and probe is None:
@@ -148,8 +152,20 @@ class Member(asyncio.Protocol):
         if found is None:
             return None
         if found.denial is None and counted is not None:
-            counted(found.at)
+            counted(found.at, found.used)
         return found.denial
+
+    def token(self) -> str:
+        return f"{self._name}:{next(self._ids)}"
+
+    async def hold(self, name: str, limit: int, token: str) -> bool:
+        """Take a slot, as ``Shared.hold``."""
+        id = next(self._ids)
+        found: Held | None = await self._exchange(id, Hold(id, name, limit, token))
+        return found is None or found.granted
+
+    def free(self, name: str, token: str) -> None:
+        self._send(Change(frees=[(name, token)]))
 
     def rest(self, rest: Rest) -> None:
         self._change(Change(rests=[rest]))
@@ -172,7 +188,7 @@ class Member(asyncio.Protocol):
         transport.write(frame(message))
         return True
 
-    async def _exchange(self, id: int, question: Claim | Count | Ask) -> Any:
+    async def _exchange(self, id: int, question: Claim | Hold | Count | Ask) -> Any:
         """What is answered; None where that takes too long."""
         if not self._send(question):
             return None
@@ -216,7 +232,7 @@ class Member(asyncio.Protocol):
 
     def _do(self, message: FromHub) -> None:
         match message:
-            case Claimed(id) | Counted(id) | Answers(id):
+            case Claimed(id) | Held(id) | Counted(id) | Answers(id):
                 answer = self._waiting.get(id)
                 if answer is not None and not answer.done():
                     answer.set_result(message)

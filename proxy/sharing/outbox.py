@@ -31,13 +31,14 @@ class Batch(NamedTuple):
     rests: Sequence[Rest]
     offs: Sequence[Settlement]
     rows: Sequence[bytes]
+    frees: Sequence[tuple[str, str]]
 
 
 class Outbox:
     """Rests that this node has published are kept until they are lifted or gone: a server that
     comes back without its memory gets them again.
 
-    Rests and lifts can be sent twice and are; a settlement or a row is sent once or never.
+    Rests, lifts and frees can be sent twice and are; a settlement or a row is sent once or never.
     """
 
     def __init__(self) -> None:
@@ -46,9 +47,15 @@ class Outbox:
         self._lifts: dict[str, None] = {}
         self._offs: deque[Settlement] = deque(maxlen=SETTLEMENTS)
         self._rows: deque[bytes] = deque(maxlen=ROWS)
+        self._frees: dict[tuple[str, str], None] = {}  # names and tokens of slots
 
     def __bool__(self) -> bool:
-        return bool(self._unsent or self._lifts or self._offs or self._rows)
+        return bool(self._unsent or self._lifts or self._offs or self._rows or self._frees)
+
+    @property
+    def frees(self) -> bool:
+        """Whether a slot is free that others take for held."""
+        return bool(self._frees)
 
     @property
     def urgent(self) -> bool:
@@ -76,6 +83,9 @@ class Outbox:
     def settle(self, off: Settlement) -> None:
         self._offs.append(off)
 
+    def free(self, name: str, token: str) -> None:
+        self._frees[name, token] = None
+
     def row(self, row: bytes) -> None:
         self._rows.append(row)
 
@@ -86,13 +96,17 @@ class Outbox:
             del self._unsent[place]
         offs = [self._offs.popleft() for _ in range(min(BATCH, len(self._offs)))]
         rows = [self._rows.popleft() for _ in range(min(BATCH, len(self._rows)))]
-        return Batch(lifts, [self._own[place] for place in places], offs, rows)
+        frees = list(islice(self._frees, BATCH))
+        for free in frees:
+            del self._frees[free]
+        return Batch(lifts, [self._own[place] for place in places], offs, rows, frees)
 
     def put_back(self, batch: Batch) -> None:
         """It may have arrived or not. What came after it has the last word."""
         self._lifts = dict.fromkeys([*batch.lifts, *self._lifts])
         kept = [rest.place for rest in batch.rests if rest.place in self._own]
         self._unsent = dict.fromkeys([*kept, *self._unsent])
+        self._frees = dict.fromkeys([*batch.frees, *self._frees])
 
     def again(self) -> None:
         """All that this node has published is to be sent once more."""

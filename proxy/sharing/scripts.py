@@ -71,7 +71,8 @@ CLAIM = (
 -- KEYS: rests, windows, probe, then one key a window.
 -- ARGV: token of the probe or '', its milliseconds, how many places, the places, then for each
 -- window: limit, cost, seconds, start or ''.
--- Returns {0, now}, or {1 place | 2 window | 3 probe, which, milliseconds to wait, rest}.
+-- Returns {0, now, what each window holds}, or {1 place | 2 window | 3 probe, which, milliseconds
+-- to wait, rest}.
 local at, places = clock(), tonumber(ARGV[3])
 local function window(i)
   local a = 4 + places + (i - 1) * 4
@@ -92,8 +93,10 @@ end
 
 -- How long until there is room; nil where there is. A window in which nothing is counted takes
 -- anything: a cost that is larger than the limit must not wait for ever.
+local sums = {}
 local function sliding(key, limit, cost, seconds)
   local kept, sum = steps_in(key, step_of(at, seconds), seconds)
+  sums[#sums + 1] = sum + cost
   if sum == 0 or sum + cost <= limit then return nil end
   table.sort(kept, function(a, b) return a[1] < b[1] end)
   for _, step in ipairs(kept) do
@@ -105,6 +108,7 @@ local function sliding(key, limit, cost, seconds)
 end
 local function fixed(key, limit, cost, seconds, start)
   local sum = tonumber(redis.call('GET', key) or 0)
+  sums[#sums + 1] = sum + cost
   if sum == 0 or sum + cost <= limit then return nil end
   return math.max(1, start + seconds * 1000 - at)
 end
@@ -132,9 +136,32 @@ for i = 1, #KEYS - 3 do
     if count == cost then keep(key, KEYS[2], at, seconds, start) end  -- the first in its step
   end
 end
-return {0, at}
+return {0, at, sums}
 """
 )
+
+HOLD = (
+    _CLOCK
+    + """
+-- KEYS: slots, nodes. ARGV: limit, token, milliseconds after which a silent node is dead.
+-- A token begins with the node that holds it; those of the dead are free. Returns 1, or 0: all are
+-- taken. What is held for a day without another call is forgotten.
+local at, taken = clock(), 0
+for _, token in ipairs(redis.call('SMEMBERS', KEYS[1])) do
+  local seen = tonumber(redis.call('ZSCORE', KEYS[2], string.match(token, '^[^:]*')) or 0)
+  if seen < at - ARGV[3] then redis.call('SREM', KEYS[1], token) else taken = taken + 1 end
+end
+if taken >= tonumber(ARGV[1]) then return 0 end
+redis.call('SADD', KEYS[1], ARGV[2])
+redis.call('PEXPIRE', KEYS[1], 86400000)
+return 1
+"""
+)
+
+FREE = """
+-- KEYS: slots. ARGV: a token.
+redis.call('SREM', KEYS[1], ARGV[1])
+"""
 
 REST = (
     _CLOCK

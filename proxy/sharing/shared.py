@@ -31,8 +31,8 @@ from proxy.sharing.link import (
     client,
     patience,
 )
-from proxy.sharing.outbox import Batch, Outbox
-from proxy.sharing.types import Denial, Rest, Settlement, WindowClaim
+from proxy.sharing.outbox import Outbox
+from proxy.sharing.types import Denial, Granted, Rest, Settlement, WindowClaim
 
 REFRESH_SECONDS = 1.0
 """How often the rests are read, and this node says that it is alive."""
@@ -125,7 +125,7 @@ class Shared:
         await self._bury()
         if link is not None:
             with suppress(*FAILURES):
-                calls = self._calls_of(self._outbox.take())
+                calls = self._calls.batch(self._outbox.take())
                 await link.send([*calls, self._calls.leave(self._node)])
             await link.close()
 
@@ -137,34 +137,52 @@ class Shared:
         windows: Sequence[WindowClaim],
         probe: str | None = None,
         probe_ms: int = 150_000,
-        counted: Callable[[int], None] | None = None,
+        counted: Granted | None = None,
     ) -> Denial | None:
         """Ask for all at once: no place rests, every window has room, nobody else probes.
 
         None is a grant, or there is no server to ask and the local state decides. Of a grant by
-        the server ``counted`` is told the moment (UTC milliseconds by its clock), which ``settle``
-        needs; without a word nothing was counted. A denial counts nothing and takes no probe.
+        the server ``counted`` is told; without a word nothing was counted, and there is nothing to
+        ``settle``. A denial counts nothing and takes no probe.
 
         It takes one round trip; where ``TURNS`` are on their way, it waits for one of them and
         shares the next with all that wait. Neither takes longer than ``timeout``.
         """
-        if self._link is None or not (places or windows or probe is not None):
+        if not (places or windows or probe is not None):
             return None
-        token = f"{self._node}:{next(self._tokens)}"
+        claim = self._calls.claim(places, windows, probe, probe_ms, self.token())
+        reply = await self._ask(claim)
+        if reply is None:
+            return None
+        if reply[0] == 0 and counted is not None:
+            counted(reply[1], reply[2])
+        return denial(reply, places, windows, probe)
+
+    def token(self) -> str:
+        return f"{self._node}:{next(self._tokens)}"
+
+    async def hold(self, name: str, limit: int, token: str) -> bool:
+        """Take a slot until it is freed, or this node is dead: in one round trip, two where one was
+        freed here just before."""
+        if self._link is not None and self._outbox.frees:
+            with suppress(*FAILURES):  # the next question will meet them, too
+                await self._exchange(self._link, refresh=False)
+        granted: int | None = await self._ask(self._calls.hold(name, limit, token))
+        return granted != 0
+
+    async def _ask(self, call: Call) -> Any:
+        """The reply to a call; None where there is nobody to ask, or none came in time."""
+        if self._link is None:
+            return None
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._waiting[answer] = self._calls.claim(places, windows, probe, probe_ms, token)
+        self._waiting[answer] = call
         try:
             async with self._turns:
                 if answer in self._waiting:
                     await self._take_turn(self._link)
-            reply = await answer
+            return await answer
         finally:
             self._waiting.pop(answer, None)
-        if reply is None:
-            return None
-        if reply[0] == 0 and counted is not None:
-            counted(reply[1])
-        return denial(reply, places, windows, probe)
 
     async def _take_turn(self, link: Link) -> None:
         """Ask for the first that wait. What gets no answer is for the local state."""
@@ -207,6 +225,11 @@ class Shared:
         if difference:
             self._outbox.settle(Settlement(name, seconds, start, difference, at))
             self._wake.set()
+
+    def free(self, name: str, token: str) -> None:
+        """Give a slot back, within milliseconds; one that was never taken is none."""
+        self._outbox.free(name, token)
+        self._wake.set()
 
     def row(self, row: bytes) -> None:
         """Let all nodes show this row of a call. The last thousand are held, of all nodes."""
@@ -321,7 +344,7 @@ class Shared:
         """Send what is queued and read the rests, in one round trip."""
         async with self._exchanging:  # answers must not overtake each other
             batch = self._outbox.take()
-            calls = self._calls_of(batch)
+            calls = self._calls.batch(batch)
             if refresh:
                 calls.append(self._calls.refresh(self._node))
                 self._stale = False
@@ -334,12 +357,6 @@ class Shared:
                 raise
             if refresh:
                 self._learn(*reply)
-
-    def _calls_of(self, batch: Batch) -> list[Call]:
-        lifts = [self._calls.lift(batch.lifts)] if batch.lifts else []
-        rows = [self._calls.push(batch.rows)] if batch.rows else []
-        rests, offs = map(self._calls.rest, batch.rests), map(self._calls.settle, batch.offs)
-        return [*lifts, *rests, *offs, *rows]
 
     def _learn(self, at: int, nodes: int, rows: list[bytes]) -> None:
         """What a refresh has read."""

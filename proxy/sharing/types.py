@@ -7,6 +7,10 @@ from typing import Protocol
 
 import msgspec
 
+Granted = Callable[[int, Sequence[int]], None]
+"""Told of a claim that was granted: when, in UTC milliseconds by the server's clock, and what each
+of its windows holds now."""
+
 
 class Rest(msgspec.Struct, frozen=True, omit_defaults=True):
     """One thing that rests.
@@ -59,7 +63,7 @@ class State(Protocol):
     """Where a claim is made and news are told: a server, or the supervisor of this host's workers.
 
     ``offset_ms`` is its clock minus this machine's. ``claim`` gives None for a grant, also where
-    nobody is there to ask; ``counted`` is told when it was counted, if it was.
+    nobody is there to ask; ``counted`` is told of it if it was counted.
     """
 
     @property
@@ -74,8 +78,21 @@ class State(Protocol):
         windows: Sequence[WindowClaim],
         probe: str | None = None,
         probe_ms: int = 150_000,
-        counted: Callable[[int], None] | None = None,
+        counted: Granted | None = None,
     ) -> Denial | None: ...
+
+    def token(self) -> str:
+        """What nobody else holds a slot by."""
+        ...
+
+    async def hold(self, name: str, limit: int, token: str) -> bool:
+        """Take one of ``limit`` slots of this name, until it is freed or whoever holds it has
+        ended. False: all are taken. True also where nobody is there to ask."""
+        ...
+
+    def free(self, name: str, token: str) -> None:
+        """Give a slot back; one that was never taken is none."""
+        ...
 
     def rest(self, rest: Rest) -> None: ...
 

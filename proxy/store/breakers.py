@@ -9,10 +9,10 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from proxy.changes import BreakerRecord
 from proxy.store.health import WINDOW_SECONDS
 from proxy.store.tables import provider_health, provider_health_events
 from proxy.store.upsert import Insert, insert_into
-from proxy.types import BreakerRecord
 
 _STATE = ("state", "open_until", "openings")
 

@@ -17,6 +17,8 @@ from proxy.store.address import StoreError
 from proxy.store.engine import Store
 from proxy.store.tables import CLIENT_LISTS, client_keys, client_secrets, daily_costs
 
+_JSON = (*CLIENT_LISTS, "limits")
+"""The columns that hold JSON."""
 _keys, _hashes = client_keys.c, client_secrets.c
 
 
@@ -51,12 +53,20 @@ class ClientTable:
 
     async def create(self, client: Client, secret: Secret) -> None:
         """Add a client with its first key."""
-        values = msgspec.structs.asdict(client)
-        values |= {name: msgspec.json.encode(values[name]).decode() for name in CLIENT_LISTS}
         async with self._changing() as connection:
             at = await _later(connection, client.created_at)
-            await connection.execute(insert(client_keys).values(values | {"updated_at": at}))
+            values = _columns(msgspec.structs.asdict(client)) | {"updated_at": at}
+            await connection.execute(insert(client_keys).values(values))
             await connection.execute(insert(client_secrets).values(msgspec.structs.asdict(secret)))
+
+    async def change(self, client_id: str, fields: Mapping[str, Any], now: int) -> bool:
+        """Change these fields of a client; False if there is no such client."""
+        async with self._changing() as connection:
+            if not await _touch(connection, client_id, now):
+                return False
+            changed = update(client_keys).where(_keys.id == client_id).values(_columns(fields))
+            await connection.execute(changed)
+        return True
 
     async def revoke(self, client_id: str, now: int) -> bool:
         """Let none of its keys open anything from ``now`` on; False if there is no such client."""
@@ -119,4 +129,12 @@ async def _touch(connection: AsyncConnection, client_id: str, now: int) -> bool:
 
 def _client(row: Mapping[str, Any]) -> Client:
     values = {name: row[name] for name in Client.__struct_fields__}
-    return Client(**values | {name: tuple(msgspec.json.decode(row[name])) for name in CLIENT_LISTS})
+    told = {name: msgspec.json.decode(row[name]) for name in _JSON}
+    return msgspec.convert(values | told, Client)
+
+
+def _columns(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: msgspec.json.encode(value).decode() if name in _JSON else value
+        for name, value in fields.items()
+    }

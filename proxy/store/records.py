@@ -10,6 +10,7 @@ from sqlalchemy import Dialect, select
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from proxy.changes import BreakerRecord, CooldownRecord, CountRecord, LiftRecord, SwitchRecord
 from proxy.clock import now_ms
 from proxy.content import ContentRecord
 from proxy.sample import HostSample
@@ -35,16 +36,7 @@ from proxy.store.positions import Moves
 from proxy.store.rows import COLUMNS, KEPT, kept, row
 from proxy.store.tables import api_calls
 from proxy.store.upsert import in_turn
-from proxy.types import (
-    BreakerRecord,
-    CallRecord,
-    CooldownRecord,
-    CountRecord,
-    FaultRecord,
-    LiftRecord,
-    ModelInfo,
-    SwitchRecord,
-)
+from proxy.types import CallRecord, FaultRecord, ModelInfo
 
 
 class Batch:

@@ -16,10 +16,10 @@ import msgspec
 from sqlalchemy import ColumnElement, Update, case, delete, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from proxy.changes import CooldownRecord, CountRecord, LiftRecord, SwitchRecord
 from proxy.errors import ErrorReason
 from proxy.store.tables import rate_limits
 from proxy.store.upsert import Insert, insert_into, replace
-from proxy.types import CooldownRecord, CountRecord, LiftRecord, SwitchRecord
 
 _KEY = ("provider", "model", "key_id", "account", "limit_type")
 COOLDOWN = "cooldown"

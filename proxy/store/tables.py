@@ -315,6 +315,7 @@ client_keys = Table(
     *[Column(name, Text, nullable=False, server_default="[]") for name in CLIENT_LISTS],
     *instants("expires_at", "revoked_at"),
     Column("updated_at", Instant, nullable=False),
+    Column("limits", Text, nullable=False, server_default="{}"),
 )
 
 client_secrets = Table(

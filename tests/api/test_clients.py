@@ -21,6 +21,11 @@ Start = Callable[..., Awaitable[Gateway]]
         ({"name": "a", "expires_at": "soon"}, "expires_at"),
         ({"name": "a", "limit": 1}, "limit"),
         ({"name": "a\u0000"}, "name"),
+        ({"name": "a", "limits": {"rpx": 1}}, "limits"),
+        ({"name": "a", "limits": {"rpm": 0}}, "limits"),
+        ({"name": "a", "limits": {"rpm": 1.5}}, "limits"),
+        ({"name": "a", "limits": {"rpm": True}}, "limits"),
+        ({"name": "a", "limits": [1]}, "limits"),
     ],
 )
 async def test_a_client_that_cannot_be_is_refused(
@@ -30,9 +35,42 @@ async def test_a_client_that_cannot_be_is_refused(
     assert (answer.status_code, answer.json()["error"]["param"]) == (422, param)
 
 
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ({"limits": {"rpx": 1}}, "limits: Object contains unknown field `rpx`"),
+        ({"limits": {"tpd": -1}}, "limits: Expected `int` >= 1 - at `$.tpd`"),
+        ({"name": ""}, "name: "),
+        ({"expires_at": "soon"}, "expires_at: "),
+        ({"id": "ck-0"}, "id: "),
+    ],
+)
+async def test_a_change_that_cannot_be_is_refused(
+    gateway: Gateway, told: dict[str, Any], said: str
+) -> None:
+    made = (await gateway.client.post("/admin/keys", json={"name": "ann"})).json()
+    path = f"/admin/keys/{made['id']}"
+    answer = await gateway.client.patch(path, json=told)
+    assert answer.status_code == 422
+    assert answer.json()["error"]["message"].startswith(said)
+    del made["key"]
+    assert (await gateway.client.get(path)).json() == made
+
+
+async def test_only_what_is_told_changes(gateway: Gateway) -> None:
+    told = {"name": "ann", "tags": ["a"], "expires_at": "2099-01-01", "limits": {"rpm": 1}}
+    made = (await gateway.client.post("/admin/keys", json=told)).json()
+    del made["key"]
+    path = f"/admin/keys/{made['id']}"
+    change = {"models": ["fast"], "expires_at": None, "limits": {"tpm": 5}}
+    assert (await gateway.client.patch(path, json={})).json() == made
+    assert (await gateway.client.patch(path, json=change)).json() == {**made, **change}
+
+
 async def test_nobody_is_changed_where_there_is_nobody(gateway: Gateway) -> None:
     for method, path in (
         ("GET", "/admin/keys/ck-0"),
+        ("PATCH", "/admin/keys/ck-0"),
         ("DELETE", "/admin/keys/ck-0"),
         ("POST", "/admin/keys/ck-0/rotate"),
     ):

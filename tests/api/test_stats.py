@@ -14,6 +14,7 @@ import pytest
 from fastapi import FastAPI
 
 from proxy.api import errors, stats
+from proxy.changes import BreakerRecord, CooldownRecord
 from proxy.clock import now_ms, rfc3339
 from proxy.sample import GpuSample, HostSample
 from proxy.store.address import parse
@@ -23,7 +24,6 @@ from proxy.store.events import EventRecord
 from proxy.store.filters import Filters
 from proxy.store.migrate import migrate
 from proxy.store.recent import Recent
-from proxy.types import BreakerRecord, CooldownRecord
 from tests.store.rows import call, failed
 
 HOUR = 3_600_000

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -17,7 +16,7 @@ from proxy.routing.counters import Allowance, Allowances, Counters
 from proxy.routing.key import Key
 from proxy.routing.keypool import KeyLease, KeyPool
 from proxy.routing.limits import MINUTE, Limit
-from proxy.sharing.types import Denial, Rest, WindowClaim
+from proxy.sharing.types import Denial, Granted, Rest, WindowClaim
 from proxy.types import Action, Verdict
 
 RATE = ErrorReason.RATE_LIMIT
@@ -47,14 +46,14 @@ class State:
         windows: list[WindowClaim],
         probe: str | None,
         probe_ms: int,
-        counted: Callable[[int], None] | None,
+        counted: Granted | None,
     ) -> Denial | None:
         self.claims.append((places, windows, probe))
         await asyncio.sleep(0)
         if self.denials:
             return self.denials.pop(0)
         if counted is not None:
-            counted(7)
+            counted(7, [])
         return None
 
     def rest(self, rest: Rest) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from proxy import clients
 from proxy.clock import monotonic
 from proxy.metering.meter import Books
 from proxy.metering.pricing import Prices, Quote
@@ -17,6 +18,7 @@ from proxy.providers.base import Provider
 from proxy.providers.ollama import Ollama
 from proxy.providers.openai import OpenAI
 from proxy.relay.claims import Claims
+from proxy.relay.gate import Gate
 from proxy.relay.line import Line
 from proxy.relay.relay import Limits, Relay, Routes
 from proxy.routing.alias import Alias, Candidate
@@ -24,12 +26,16 @@ from proxy.routing.counters import Allowance, Allowances, Counters
 from proxy.routing.key import Key
 from proxy.routing.keypool import KeyPool
 from proxy.routing.planner import Planner
+from proxy.routing.quotas import Quota
 from proxy.routing.retries import RetryBudget
 from proxy.types import Caller, CallRecord, Operation, Target
 from tests.upstream import event
 from tests.wire import DONE, JSON, SSE, Body, Client
 
 Step = Callable[[], Any]
+CLIENT = clients.Client(
+    "master", "ann", 0, limits=clients.ClientLimits(rpm=9, tpm=9999, parallel=1)
+)
 
 
 class Wait:
@@ -38,7 +44,7 @@ class Wait:
     def __init__(self) -> None:
         self.reached = asyncio.Event()
 
-    async def __call__(self, *_: object) -> Any:
+    async def __call__(self, *_: object, **__: object) -> Any:
         self.reached.set()
         await asyncio.Event().wait()
 
@@ -95,6 +101,18 @@ class SharedState:
 
     def __init__(self, claim: Step) -> None:
         self.claim = claim
+        self.hold: Step = self.held
+        self.taken: set[str] = set()
+
+    def token(self) -> str:
+        self.taken.add("t")
+        return "t"
+
+    async def held(self, *_: object) -> bool:
+        return True
+
+    def free(self, name: str, token: str) -> None:
+        self.taken.remove(token)
 
 
 class Call:
@@ -108,6 +126,8 @@ class Call:
         self.claim: Any = None
         self.allowance = Allowance()
         self.line = Line()
+        self.gate = Gate(None)
+        self.state: SharedState | None = None
         self.records: list[CallRecord] = []
         self.broken: list[tuple[str, str | None, str | None]] = []
         self.listening = asyncio.Event()
@@ -147,6 +167,7 @@ class Call:
                 max_wait=3600,
             ),
             line=self.line,
+            gate=self.gate,
             transport=self.upstream,
             books=Books(
                 self.records.append,
@@ -173,7 +194,7 @@ class Call:
         """Serve; with ``interrupt``, do that once ``wait`` is reached. True if it was cancelled."""
         scope = {
             "request_id": "ID",
-            "caller": Caller("master"),
+            "caller": Caller(CLIENT.id, CLIENT),
             "headers": self.headers,
             "path": "/v1/chat/completions",
             "started": monotonic(),
@@ -187,7 +208,13 @@ class Call:
                 interrupt(serving)
             await asyncio.wait([serving])
         assert (relay.in_flight, self.key.in_flight, len(self.line)) == (0, 0, 0)
+        assert self.quota.slots.used == 0
+        assert self.state is None or not self.state.taken
         return serving.cancelled()
+
+    @property
+    def quota(self) -> Quota:
+        return self.gate.quotas.of(CLIENT.id, CLIENT.limits)
 
     @property
     def row(self) -> CallRecord:
@@ -218,6 +245,23 @@ def in_line(wait: Wait) -> Call:
 def at_the_claim(wait: Wait) -> Call:
     call = Call(Upstream())
     call.claim = wait
+    return call
+
+
+def at_the_slot(wait: Wait) -> Call:
+    """Where calls at a time are counted for all gateways."""
+    call = Call(Upstream())
+    call.state = SharedState(wait)
+    call.state.hold = wait
+    call.gate = Gate(call.state)  # type: ignore[arg-type]
+    return call
+
+
+def at_the_window(wait: Wait) -> Call:
+    """Where requests and tokens are."""
+    call = at_the_slot(wait)
+    assert call.state is not None
+    call.state.hold = call.state.held
     return call
 
 
@@ -258,6 +302,8 @@ WAITS = [
     at_the_lists,
     in_line,
     at_the_claim,
+    at_the_slot,
+    at_the_window,
     at_the_head,
     at_a_refusals_body,
     at_the_first_event,
@@ -265,7 +311,7 @@ WAITS = [
     at_sending_the_head,
     at_sending_a_chunk,
 ]
-ATTEMPTED = WAITS[4:]
+ATTEMPTED = WAITS[6:]
 
 
 @pytest.mark.parametrize("place", WAITS)
@@ -300,7 +346,7 @@ class Mistake(Exception):
     pass
 
 
-def mistaken(*_: object) -> Any:
+def mistaken(*_: object, **__: object) -> Any:
     raise Mistake("secret words")
 
 

@@ -14,6 +14,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from proxy import learnt
+from proxy.changes import BreakerRecord, CooldownRecord, LiftRecord
 from proxy.errors import ErrorReason
 from proxy.relay.verdict import judge
 from proxy.routing.alias import Alias, Candidate
@@ -27,7 +28,7 @@ from proxy.routing.retries import RetryBudget
 from proxy.store import breakers, rests
 from proxy.store.tables import metadata
 from proxy.store.usage import Used
-from proxy.types import BreakerRecord, CooldownRecord, Demand, Fault, LiftRecord, Target
+from proxy.types import Demand, Fault, Target
 from tests.routing.provider import (
     Ask,
     Bucket,

@@ -199,7 +199,7 @@ async def live(gateway: Gateway, upstream: Upstream) -> None:
     who = {"agent_name": "researcher", "tool_name": "search"}
     await gateway.client.post("/track/custom", json={**told, **who})
     client = {"name": "ann", "owner": "bo", "expires_at": "2099-01-01T00:00:00Z", "tags": ["a"]}
-    may = {"models": ["*"], "providers": ["*"]}
+    may = {"models": ["*"], "providers": ["*"], "limits": {"rpm": 1}}
     made = (await gateway.client.post("/admin/keys", json={**client, **may})).json()["id"]
     await gateway.client.post(f"/admin/keys/{made}/rotate", json={})
     await gateway.client.delete(f"/admin/keys/{made}")

@@ -106,13 +106,17 @@ class Workers:
 
 
 @asynccontextmanager
-async def workers(folder: Path, number: int, providers: dict[str, Any]) -> AsyncIterator[Workers]:
-    shutil.copy(await migrated(), folder / "calls.db")
+async def workers(
+    folder: Path, number: int, providers: dict[str, Any], **more: Any
+) -> AsyncIterator[Workers]:
+    if not (folder / "calls.db").exists():
+        shutil.copy(await migrated(), folder / "calls.db")
     config = {
         "server": {"port": 0, "workers": number, "log_format": "json"},
         "providers": providers,
         "telemetry": {"database_url": f"sqlite+aiosqlite:///{folder}/calls.db"},
         "routing": PATIENT,
+        **more,
     }
     (folder / "t.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(config))))
     with (folder / "log").open("w") as log:

@@ -60,9 +60,12 @@ def test_it_does_as_the_scripts_do(server: tuple[Redis, str], moves: list[tuple[
                     WindowClaim(w.name, w.limit, w.seconds, cost, w.start) for w, cost in counted
                 ]
                 call = ground.calls.claim(asked, claims, probe, PROBE_MS, str(number))
-                theirs = denial(ground.run(call), asked, claims, probe)
+                reply = ground.run(call)
+                theirs = denial(reply, asked, claims, probe)
                 ours = board.claim(asked, claims, probe, PROBE_MS, number, at)
                 assert _without_the_servers_clock(ours) == _without_the_servers_clock(theirs)
+                if ours is None and len({claim.name for claim in claims}) == len(claims):
+                    assert board.used(claims, at) == reply[2]
             case "rest":
                 place, left, count = words
                 rest = Rest(place, at + left, "rate_limit", "cooling", count, at + 7)
@@ -129,3 +132,46 @@ def test_what_is_over_is_dropped() -> None:
     board.claim([], [], None, 0, 1, NOW + 50 * HOUR)
     assert not board.counts(NOW + 50 * HOUR)
     assert not board._probes
+
+
+slots = st.one_of(
+    st.tuples(st.just("hold"), st.integers(1, 3), st.sampled_from("xy"), st.integers(0, 9)),
+    st.tuples(st.just("free"), st.integers(0, 9)),
+)
+
+
+@given(moves=st.lists(slots, max_size=25))
+@settings(max_examples=60, deadline=None)
+def test_slots_are_held_as_the_scripts_hold_them(
+    server: tuple[Redis, str], moves: list[tuple[Any, ...]]
+) -> None:
+    redis, prefix = server
+    ground, board = Ground(redis, f"{prefix}-{uuid4().hex}"), Board()
+    tokens: list[str] = []
+    for node in "xy":
+        ground.run(ground.calls.refresh(node))
+    for number, (move, *words) in enumerate(moves):
+        if move == "hold":
+            limit, node, _ = words
+            tokens.append(f"{node}:{number}")
+            theirs = ground.run(ground.calls.hold("s", limit, tokens[-1]))
+            assert board.hold("s", limit, tokens[-1], ord(node)) is bool(theirs)
+        elif tokens:
+            token = tokens[words[0] % len(tokens)]
+            ground.run(ground.calls.free("s", token))
+            board.free("s", token)
+
+
+def test_who_is_gone_holds_no_slot() -> None:
+    board = Board()
+    assert board.hold("s", 2, "a", 1)
+    assert board.hold("s", 2, "b", 2)
+    assert not board.hold("s", 2, "c", 2)
+    assert board.hold("t", 1, "d", 1)
+    board.gone(1)
+    assert board.hold("s", 2, "c", 2)
+    assert not board.hold("s", 2, "e", 2)
+    for token in "bcb":
+        board.free("s", token)
+    board.free("none", "b")
+    assert not board._slots

@@ -22,6 +22,8 @@ from proxy.sharing.frames import (
     Frames,
     FromHub,
     FromWorker,
+    Held,
+    Hold,
     Ready,
     Reload,
     Rests,
@@ -279,3 +281,29 @@ def test_a_turn_ends_when_it_is_woken(ring: Ring) -> None:
         waker.send(b"1")
         ring.hub.turn(50)
         ring.turn()
+
+
+def test_no_more_is_held_than_there_are_slots(ring: Ring) -> None:
+    ring.serving()
+    first, second, third = ring.peers
+    first.say(Hold(1, "s", 2, "a"))
+    ring.turn()
+    second.say(Hold(1, "s", 2, "b"))
+    ring.turn()
+    third.say(Hold(1, "s", 2, "c"))
+    ring.turn()
+    assert [peer.heard() for peer in ring.peers] == [
+        [Held(1, True)],
+        [Held(1, True)],
+        [Held(1, False)],
+    ]
+    first.say(Change(frees=[("s", "a")]))
+    ring.turn()
+    third.say(Hold(2, "s", 2, "c"))
+    ring.turn()
+    assert third.heard() == [Held(2, True)]
+    second.socket.close()
+    ring.turn()
+    first.say(Hold(3, "s", 2, "d"), Hold(4, "s", 2, "e"))
+    ring.turn()
+    assert first.heard() == [Held(3, True), Held(4, False)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
@@ -82,11 +82,17 @@ async def company() -> AsyncIterator[tuple[Turning, Worker, Worker]]:
 async def test_a_limit_holds_for_both_and_what_was_used_is_settled() -> None:
     async with company() as (_, one, other):
         counted: list[int] = []
-        assert await one.member.claim([], [TWO], counted=counted.append) is None
+        held: list[list[int]] = []
+
+        def granted(at: int, used: Sequence[int]) -> None:
+            counted.append(at)
+            held.append(list(used))
+
+        assert await one.member.claim([], [TWO], counted=granted) is None
         assert await other.member.claim([], [TWO]) is None
-        denial = await other.member.claim([], [TWO], counted=counted.append)
+        denial = await other.member.claim([], [TWO], counted=granted)
         assert denial is not None
-        assert (denial.name, len(counted)) == ("w", 1)
+        assert (denial.name, len(counted), held) == ("w", 1, [[1]])
         one.member.settle("w", 60, None, 0, counted[0])
         one.member.settle("w", 60, None, -1, counted[0])
         assert (await one.member.snapshot())[1] == {"w": 1}
@@ -187,3 +193,20 @@ async def test_taking_leave_is_no_loss() -> None:
         await asyncio.sleep(0.05)
         assert not other.lost.is_set()
         assert await one.member.ask("echo", b"") == []
+
+
+async def test_slots_are_those_of_both_and_are_given_back() -> None:
+    async with company() as (turning, one, other):
+        mine, theirs = one.member.token(), other.member.token()
+        assert await one.member.hold("s", 1, mine)
+        assert not await other.member.hold("s", 1, theirs)
+        one.member.free("s", mine)
+        await one.member.snapshot()
+        assert await other.member.hold("s", 1, theirs)
+        turning.go.clear()
+        asking = asyncio.ensure_future(one.member.hold("s", 1, mine))
+        await asyncio.sleep(0)
+        asking.cancel()
+        one.member.free("s", mine)
+        turning.go.set()
+        assert not await one.member.hold("s", 1, one.member.token())

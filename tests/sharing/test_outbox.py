@@ -24,7 +24,10 @@ def test_what_was_put_in_comes_out_once() -> None:
     assert box
     assert box.urgent
     box.row(b"{}")
-    assert box.take() == (["b"], [rest("a")], [off(1)], [b"{}"])
+    box.free("s", "t")
+    assert box.frees
+    assert box.take() == (["b"], [rest("a")], [off(1)], [b"{}"], [("s", "t")])
+    assert not box.frees
     assert not box
 
 
@@ -39,10 +42,10 @@ def test_a_lift_ends_the_rest_before_it_and_not_the_one_after() -> None:
     box = Outbox()
     box.rest(rest("a"), 0)
     box.lift(["a"])
-    assert box.take() == (["a"], [], [], [])
+    assert box.take() == (["a"], [], [], [], [])
     box.lift(["a"])
     box.rest(rest("a"), 0)
-    assert box.take() == (["a"], [rest("a")], [], [])
+    assert box.take() == (["a"], [rest("a")], [], [], [])
 
 
 def test_two_rests_of_one_place_become_the_longer() -> None:
@@ -66,10 +69,11 @@ def test_what_comes_back_is_sent_again_but_for_settlements_and_rows() -> None:
     box.lift(["c"])
     box.settle(off(1))
     box.row(b"{}")
+    box.free("s", "t")
     batch = box.take()
     box.lift(["b"])
     box.put_back(batch)
-    assert box.take() == (["c", "b"], [rest("a")], [], [])
+    assert box.take() == (["c", "b"], [rest("a")], [], [], [("s", "t")])
 
 
 def test_what_was_published_is_published_again_until_it_is_lifted_or_gone() -> None:
@@ -106,7 +110,7 @@ def test_it_is_bounded_and_the_oldest_goes() -> None:
         box.lift([f"l{number}"])
     for number in range(module.SETTLEMENTS + 1):
         box.settle(off(number))
-    lifts, rests, offs, _ = box.take()
+    lifts, rests, offs, *_ = box.take()
     assert (lifts[0], len(lifts)) == ("l1", module.PLACES)
     assert (rests[0].place, len(rests)) == ("1", module.BATCH)
     assert (offs[0].difference, len(offs)) == (1, module.BATCH)

@@ -15,7 +15,7 @@ from redis import Redis
 
 from proxy.routing.limits import steps
 from proxy.sharing import scripts
-from proxy.sharing.calls import Call, Calls, denial, rests
+from proxy.sharing.calls import ALIVE_MS, Call, Calls, denial, rests
 from proxy.sharing.types import Rest, Settlement, WindowClaim
 
 HOUR = 3_600_000
@@ -259,3 +259,17 @@ def test_windows_that_have_ended_are_not_listed(ground: Ground) -> None:
     assert ground.run(ground.calls.count(keys)) == [1, 1]
     ground.now += HOUR
     assert len(ground.run(ground.calls.windows())) == 1
+
+
+def test_slots_of_a_node_that_is_dead_are_free(ground: Ground) -> None:
+    for node in ("a", "b"):
+        ground.run(ground.calls.refresh(node))
+    assert ground.run(ground.calls.hold("s", 2, "a:1"))
+    assert ground.run(ground.calls.hold("s", 2, "b:1"))
+    assert not ground.run(ground.calls.hold("s", 2, "b:2"))
+    ground.now += ALIVE_MS - 1000
+    ground.run(ground.calls.refresh("b"))
+    assert not ground.run(ground.calls.hold("s", 2, "b:2"))
+    ground.now += 1001
+    assert ground.run(ground.calls.hold("s", 2, "b:2"))
+    assert not ground.run(ground.calls.hold("s", 2, "b:3"))

@@ -29,6 +29,18 @@ def window(limit: int, cost: int = 1, name: str = "requests", seconds: int = 60)
     return WindowClaim(name, limit, seconds, cost)
 
 
+class Grants:
+    """What is told of claims that were granted."""
+
+    def __init__(self) -> None:
+        self.at: list[int] = []
+        self.used: list[list[int]] = []
+
+    def __call__(self, at: int, used: Sequence[int]) -> None:
+        self.at.append(at)
+        self.used.append(list(used))
+
+
 @contextmanager
 def soon(seconds: float) -> Iterator[None]:
     """The block must not hang; the bound is generous, since the machine may be busy."""
@@ -159,28 +171,29 @@ async def test_a_settlement_corrects_the_claim_and_never_goes_below_zero(
     url: str, prefix: str, join: Join
 ) -> None:
     node = await join(url, prefix=prefix, timeout=5.0)
-    at: list[int] = []
+    grants = Grants()
     day = time.time_ns() // 1_000_000 - 1000
     claims = [window(1000, 100), WindowClaim("day", 1000, 86_400, 100, day)]
-    assert await node.shared.claim([], claims, counted=at.append) is None
+    assert await node.shared.claim([], claims, counted=grants) is None
+    assert grants.used == [[100, 100]]
     for difference, left in ((-70, 30), (15, 45), (-99, 0)):
-        node.shared.settle("requests", 60, None, difference, at[0])
-        node.shared.settle("day", 86_400, day, difference, at[0])
+        node.shared.settle("requests", 60, None, difference, grants.at[0])
+        node.shared.settle("day", 86_400, day, difference, grants.at[0])
         assert (await node.shared.snapshot())[1] == {"requests": left, "day": left}
 
 
 async def test_who_was_not_counted_by_the_server_is_not_told_a_moment(
     url: str, prefix: str, join: Join, server: Server
 ) -> None:
-    at: list[int] = []
+    grants = Grants()
     node = await join(url, prefix=prefix, timeout=5.0)
-    assert await node.shared.claim([], [window(1)], counted=at.append) is None
-    assert len(at) == 1
-    assert await node.shared.claim([], [window(1)], counted=at.append) is not None
+    assert await node.shared.claim([], [window(1)], counted=grants) is None
+    assert len(grants.at) == 1
+    assert await node.shared.claim([], [window(1)], counted=grants) is not None
     server.kill()
     node = await join(server.url, prefix=prefix)
-    assert await node.shared.claim([], [window(1)], counted=at.append) is None
-    assert len(at) == 1
+    assert await node.shared.claim([], [window(1)], counted=grants) is None
+    assert len(grants.at) == 1
 
 
 async def test_nodes_are_counted_and_one_that_closes_is_gone(
@@ -388,3 +401,28 @@ async def test_without_a_server_nobody_knows_the_newest_rows(server: Server, joi
     assert await node.shared.newest() is None
     node.shared.row(b"lost")
     assert await node.shared.newest() is None
+
+
+async def test_two_nodes_together_hold_no_more_than_there_are_slots(
+    url: str, prefix: str, join: Join
+) -> None:
+    nodes = [await join(url, prefix=prefix, timeout=5.0) for _ in range(2)]
+    tokens = [(node.shared, node.shared.token()) for node in nodes for _ in range(20)]
+    held = await asyncio.gather(*[shared.hold("s", 7, token) for shared, token in tokens])
+    assert sum(held) == 7
+    free, token = next(each for each, granted in zip(tokens, held, strict=True) if granted)
+    other = next(node.shared for node in nodes if node.shared is not free)
+    free.free("s", token)
+    assert await free.hold("s", 7, free.token())  # at once, where it was freed
+    assert not await other.hold("s", 7, other.token())
+
+
+async def test_where_no_server_is_nobody_asks_for_a_slot(server: Server, join: Join) -> None:
+    node = await join(server.url, timeout=5.0)
+    token = node.shared.token()
+    assert await node.shared.hold("s", 1, token)
+    server.kill()
+    assert await node.shared.hold("s", 1, node.shared.token())
+    assert not node.shared.available
+    node.shared.free("s", token)
+    assert await node.shared.hold("s", 1, node.shared.token())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from proxy.changes import BreakerRecord, CooldownRecord
 from proxy.clients import Client, Secret
 from proxy.content import ContentRecord, pack
 from proxy.sample import GpuSample, HostSample
@@ -9,7 +10,7 @@ from proxy.store.clients import ClientTable
 from proxy.store.credits import Account, Credits
 from proxy.store.engine import Store
 from proxy.store.events import EventRecord
-from proxy.types import BreakerRecord, CooldownRecord, FaultRecord, ModelInfo
+from proxy.types import FaultRecord, ModelInfo
 from tests.store.rows import call, failed
 
 MOVES = {"segment": (0, 100)}

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
+from proxy.changes import BreakerRecord
 from proxy.store import breakers
 from proxy.store.engine import Store
 from proxy.store.tables import provider_health, provider_health_events
-from proxy.types import BreakerRecord
 from tests.store.rows import call, failed, read
 
 AT = 1_735_732_800_000

@@ -3,8 +3,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
-from proxy.clients import Client, Secret
+from proxy.clients import Client, ClientLimits, Secret
 from proxy.store.address import StoreError
 from proxy.store.clients import ClientTable
 from proxy.store.engine import Store
@@ -18,7 +19,12 @@ def client(number: int = 1, **more: Any) -> Client:
 async def test_a_client_comes_back_as_it_was(either: Store) -> None:
     table = ClientTable(either)
     made = client(
-        owner="bo", models=("fast", "groq/*"), providers=("groq",), tags=("a",), expires_at=9
+        owner="bo",
+        models=("fast", "groq/*"),
+        providers=("groq",),
+        tags=("a",),
+        expires_at=9,
+        limits=ClientLimits(rpm=3, parallel=1),
     )
     await table.create(made, Secret("d1", "ck-1", 1))
     assert await table.load() == ([made], [Secret("d1", "ck-1", 1)])
@@ -35,7 +41,10 @@ async def test_every_change_is_seen_by_its_mark(either: Store) -> None:
     marks.append(await table.mark())
     assert await table.revoke("ck-2", 2)
     marks.append(await table.mark())
+    assert await table.change("ck-1", {"name": "bob"}, 2)
+    marks.append(await table.mark())
     assert len(set(marks)) == len(marks)
+    assert not await table.change("ck-9", {"name": "bob"}, 2)
     assert not await table.rotate(Secret("d4", "ck-9", 2), until=5)
     assert not await table.revoke("ck-9", 2)
     assert await table.mark() == marks[-1]
@@ -81,3 +90,12 @@ async def test_where_nothing_is_kept_no_key_is(tmp_path: object) -> None:
     with pytest.raises(StoreError):
         await table.create(client(), Secret("d1", "ck-1", 1))
     await nowhere.close()
+
+
+async def test_only_what_is_told_of_a_client_changes(either: Store) -> None:
+    table = ClientTable(either)
+    before = client(tags=("a",), expires_at=9, limits=ClientLimits(rpm=3))
+    await table.create(before, Secret("d1", "ck-1", 1))
+    fields = {"limits": ClientLimits(tpm=5), "models": ("fast",), "expires_at": None}
+    assert await table.change("ck-1", fields, 10)
+    assert (await table.load())[0] == [replace(before, **fields)]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select, text
 
+from proxy.changes import BreakerRecord, CooldownRecord, CountRecord, LiftRecord, SwitchRecord
 from proxy.sample import GpuSample, HostSample
 from proxy.store import calls, groups, knocking, retention, schema, series, sizes, state
 from proxy.store.address import StoreError
@@ -23,15 +24,7 @@ from proxy.store.tables import (
     rate_limits,
     tps_metrics,
 )
-from proxy.types import (
-    BreakerRecord,
-    CooldownRecord,
-    CountRecord,
-    FaultRecord,
-    LiftRecord,
-    ModelInfo,
-    SwitchRecord,
-)
+from proxy.types import FaultRecord, ModelInfo
 from tests.postgres_server import server
 from tests.store.databases import REACHABLE, database, migrated
 from tests.store.rows import call, failed, read

@@ -15,6 +15,7 @@ from sqlalchemy import Connection, create_engine, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
+from proxy.changes import BreakerRecord, CooldownRecord
 from proxy.clock import now_ms
 from proxy.errors import ErrorReason
 from proxy.store import breakers, migrate, rests, schema
@@ -33,7 +34,7 @@ from proxy.store.tables import (
     rollups_hour,
     rollups_minute,
 )
-from proxy.types import BreakerRecord, CallRecord, CooldownRecord
+from proxy.types import CallRecord
 from tests.store.rows import call, failed, read, rows
 
 

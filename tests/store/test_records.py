@@ -6,20 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from proxy.changes import BreakerRecord, CooldownRecord, CountRecord, LiftRecord, SwitchRecord
 from proxy.sample import GpuSample, HostSample
 from proxy.store.engine import Store
 from proxy.store.events import EventRecord
 from proxy.store.records import Batch
 from proxy.store.rows import COLUMNS, row
-from proxy.types import (
-    BreakerRecord,
-    CooldownRecord,
-    CountRecord,
-    FaultRecord,
-    LiftRecord,
-    ModelInfo,
-    SwitchRecord,
-)
+from proxy.types import FaultRecord, ModelInfo
 from tests.store.rows import call, failed, rows
 
 EVERYTHING = (

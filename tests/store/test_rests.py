@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy.changes import CooldownRecord, CountRecord, LiftRecord, SwitchRecord
 from proxy.store import rests
 from proxy.store.engine import Store
 from proxy.store.tables import rate_limits
-from proxy.types import CooldownRecord, CountRecord, LiftRecord, SwitchRecord
 from tests.store.rows import call, read
 
 AT = 1_735_732_800_000

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import insert, select
 
+from proxy.changes import SwitchRecord
 from proxy.clock import now_ms
 from proxy.content import pack
 from proxy.store import retention
@@ -15,7 +16,7 @@ from proxy.store.address import StoreError
 from proxy.store.archive import Archive, ArchiveError
 from proxy.store.engine import Store
 from proxy.store.tables import api_calls, metadata, rollups_day, rollups_hour, rollups_minute
-from proxy.types import CallRecord, SwitchRecord
+from proxy.types import CallRecord
 from tests.store.databases import REACHABLE, database
 from tests.store.reading import read
 from tests.store.rows import call, rows

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import pytest
 
+from proxy.changes import BreakerRecord, CooldownRecord
 from proxy.sample import GpuSample, HostSample
 from proxy.store import state
 from proxy.store.credits import Account, Credits
 from proxy.store.engine import Store
 from proxy.store.events import EventRecord
-from proxy.types import BreakerRecord, CooldownRecord
 from tests.store.rows import anything, call
 
 

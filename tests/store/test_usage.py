@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from proxy.store.engine import Store
-from proxy.store.usage import Used, used
+from proxy.store.usage import Used, UsedByClient, used, used_by_clients
 from tests.store.rows import call, failed, plan
 
 NOW = 1_735_732_800_000
@@ -110,3 +110,25 @@ async def test_only_the_rows_of_the_window_are_looked_at(path: Path) -> None:
         steps = await plan(connection, watched.statement)
     assert "SEARCH api_calls USING INDEX ix_api_calls_timestamp (timestamp>?)" in steps
     await store.close()
+
+
+async def test_a_clients_requests_are_counted_once_and_their_tokens_all(store: Store) -> None:
+    await store.write(
+        [
+            made(10.0, client_id="ck-1", request_id="r", is_final=False, total_tokens=5),
+            made(9.9, client_id="ck-1", request_id="r", attempt=2, total_tokens=7),
+            made(30.0, client_id="ck-2", total_tokens=None),
+            made(5.0, client_id="ck-1", status="rejected", total_tokens=None),
+            made(5.0, client_id="ck-3"),
+            made(5.0),
+            made(61.0, client_id="ck-1"),
+        ]
+    )
+    async with store.reader() as connection:
+        found = list(await used_by_clients(connection, ["ck-1", "ck-2"], MINUTE, NOW))
+        hour = await used_by_clients(connection, ["ck-1"], 3600, NOW)
+    assert found == [
+        UsedByClient("ck-2", NOW - 30_000, 1, 0),
+        UsedByClient("ck-1", NOW - 10_000, 1, 12),
+    ]
+    assert sum(use.requests for use in hour) == 2
