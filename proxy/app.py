@@ -23,6 +23,7 @@ from proxy import loops as beside
 from proxy.api import errors as api_errors
 from proxy.api.admin import admin_router
 from proxy.api.auth import Door
+from proxy.api.budgets import budgets_router
 from proxy.api.clients import clients_router
 from proxy.api.health import health_router
 from proxy.api.models import models_router
@@ -53,6 +54,7 @@ from proxy.routes import Builder, targets
 from proxy.routing.events import Event
 from proxy.schema import ProviderSettings, Settings
 from proxy.sharing.member import Member
+from proxy.spending import Spending
 from proxy.steering import steer
 from proxy.store.address import SchemaError, StoreError
 from proxy.store.clients import ClientTable
@@ -190,6 +192,16 @@ class _Gateway:
         )
         self._sampler = HostSampler(self._keep_once, self._overview.gauges)
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
+        self._spending = Spending(
+            self._store,
+            self._keys,
+            self._cost,
+            self._prices.resolve,
+            self._recording.keep,
+            tasks.create_task,
+        )
+        self._recording.settle = self._spending.settle
+        stack.push_async_callback(self._spending.ledger.close)
         stack.push_async_callback(self._recording.drain, DRAIN_SECONDS)
         self._lists = ModelLists(
             (),
@@ -206,6 +218,7 @@ class _Gateway:
             released=self._line.nudge,
         )
         self._relay = self._calls.relay = self._build_relay(tasks, configured)
+        self._relay.admit = self._spending.admit if keeps else None
         self._configure(settings, self._relay.routes)
         if writer is not None:
             await writer.open(CATCH_UP_SECONDS)
@@ -245,6 +258,7 @@ class _Gateway:
         self._windows.clear()
         self._windows.update({name: each.dialect.windows for name, each in providers.items()})
         tariffs.configure(self._prices, settings, providers)
+        self._spending.configure(settings)
         self._lists.replace(providers.values())
         self._relay.routes = routes
         self._app.state.providers = [
@@ -308,7 +322,7 @@ class _Gateway:
         ]
         if writer is not None:
             tasks.create_task(self._guard(writer.run))
-            loops += [writer.tend, self._sampler.run, self._keys.follow]
+            loops += [writer.tend, self._sampler.run, self._keys.follow, self._spending.ledger.run]
             once: list[Callable[[], Awaitable[None]]] = [
                 partial(beside.retain, self._store, settings.telemetry),
                 partial(beside.publish_counts, self._overview.counted, self._recording.keep),
@@ -335,6 +349,7 @@ class _Gateway:
                 kept.call, kept.keep, self._redact, self._settings.telemetry.keeps, kept.content
             )
         )
+        app.include_router(budgets_router(self._spending))
         app.include_router(stats_router(self._store, self._overview))
 
     def _keep_once(self, item: object) -> None:

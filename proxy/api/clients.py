@@ -8,10 +8,13 @@ from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 from typing import Annotated, Any
 
+import msgspec
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from proxy.api.body import bad, told
+from proxy.api.budgets import terms
+from proxy.budgeting import KeyBudget
 from proxy.clients import Client
 from proxy.clock import now_ms, rfc3339
 from proxy.errors import ErrorReason, GatewayError
@@ -37,6 +40,7 @@ class NewKey(BaseModel):
     models: Texts = []
     providers: Texts = []
     tags: Texts = []
+    budgets: Annotated[list[KeyBudget], Field(max_length=10)] = []
     expires_at: Text | None = None
 
 
@@ -74,7 +78,12 @@ class _Clients:
             expires_at = None if asked.expires_at is None else moment(asked.expires_at)
         except ValueError as error:
             raise bad("expires_at", str(error)) from None
-        client = new_client(**asked.model_dump(exclude={"expires_at"}), expires_at=expires_at)
+        told_as = asked.model_dump(exclude={"expires_at", "budgets"})
+        client = new_client(**told_as, expires_at=expires_at)
+        budgets = [
+            each.of(client.id, client.name, place) for place, each in enumerate(asked.budgets, 1)
+        ]
+        client = msgspec.structs.replace(client, budgets=tuple(budgets))
         with self._keeping():
             key = await self._keys.create(client)
         return {"key": key, **_shown(client)}
@@ -177,6 +186,7 @@ def _shown(client: Client) -> dict[str, Any]:
         "models": list(client.models),
         "providers": list(client.providers),
         "tags": list(client.tags),
+        "budgets": [terms(budget) for budget in client.budgets],
         "created_at": rfc3339(client.created_at),
         "expires_at": rfc3339(client.expires_at),
         "revoked_at": rfc3339(client.revoked_at),

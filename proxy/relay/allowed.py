@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import msgspec
+from collections.abc import Awaitable, Callable
 
 from proxy.clients import Client
 from proxy.errors import ErrorReason, GatewayError
-from proxy.types import Plan, Target
+from proxy.types import Caller, Demand, Headers, Plan
+
+Admit = Callable[[str, Caller, Plan, Demand, int], Awaitable[tuple[Plan, Headers]]]
+"""What of a plan its caller can pay for, and what the answer is to tell of that. It takes the
+request's id, and last how many answers are wanted. GatewayError where that is nothing."""
 
 
 def allowed(plan: Plan, client: Client) -> Plan:
     """The plan with the targets that the client may have. GatewayError 403 where that is none."""
 
-    def some(targets: tuple[Target, ...]) -> tuple[Target, ...]:
-        asked = plan.requested_model
-        return tuple(each for each in targets if client.may(asked, each.provider, each.model))
-
-    targets = some(plan.targets)
-    if not targets:
-        shown = plan.requested_model[:100]
+    asked = plan.requested_model
+    plan = plan.only(lambda target: client.may(asked, target.provider, target.model))
+    if not plan.targets:
+        shown = asked[:100]
         raise GatewayError(
             403,
             f"This key may not use the model '{shown}'.",
@@ -26,5 +27,4 @@ def allowed(plan: Plan, client: Client) -> Plan:
             code="model_not_allowed",
             param="model",
         )
-    instead = {reason: some(others) for reason, others in plan.instead.items()}
-    return msgspec.structs.replace(plan, targets=targets, instead=instead)
+    return plan

@@ -22,7 +22,7 @@ from proxy.metering.attempt import Attribution
 from proxy.metering.meter import LEFT, Books, Meter
 from proxy.providers.base import Provider
 from proxy.providers.residency import Residency
-from proxy.relay.allowed import allowed
+from proxy.relay.allowed import Admit, allowed
 from proxy.relay.attribution import attribution
 from proxy.relay.claims import Claims
 from proxy.relay.client import ClientWatch
@@ -72,7 +72,7 @@ class Relay:
     """Serves calls. One instance for a process; ``in_flight`` counts the calls it is serving.
 
     A call goes by the ``routes`` that there are when it begins. With ``claims``, a key is claimed
-    from all gateways that share their state.
+    from all gateways that share their state; ``admit`` asks the budgets.
     """
 
     def __init__(
@@ -91,6 +91,7 @@ class Relay:
         self.routes = routes
         self._line = line
         self.claims: Claims | None = None
+        self.admit: Admit | None = None
         self._transport = transport
         self._books = books
         self._limits = limits
@@ -183,6 +184,9 @@ class Relay:
             meter.target = plan.targets[0]
         if caller.client is not None:
             plan = allowed(plan, caller.client)
+        if self.admit is not None:
+            answers = 0 if operation is Operation.EMBEDDINGS else asked.n or 1
+            plan, meter.told = await self.admit(meter.request_id, caller, plan, demand, answers)
         longest = max(routes.providers[target.provider].first_byte for target in plan.targets)
         routes.retries.request(now)
         return Call(operation, inbound, fields, demand, plan, meter, now, now + longest, now)
@@ -349,7 +353,7 @@ def _learn(lease: KeyLease, fault: Fault) -> None:
 
 def _answer_headers(meter: Meter) -> Headers:
     """What every answer tells: its id, and which attempt at which target it comes from, if any."""
-    headers = [(b"x-request-id", meter.request_id.encode())]
+    headers = [(b"x-request-id", meter.request_id.encode()), *meter.told]
     attempt = meter.last
     if attempt is None:
         return headers

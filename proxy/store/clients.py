@@ -119,4 +119,5 @@ async def _touch(connection: AsyncConnection, client_id: str, now: int) -> bool:
 
 def _client(row: Mapping[str, Any]) -> Client:
     values = {name: row[name] for name in Client.__struct_fields__}
-    return Client(**values | {name: tuple(msgspec.json.decode(row[name])) for name in CLIENT_LISTS})
+    lists = {name: msgspec.json.decode(row[name]) for name in CLIENT_LISTS}
+    return msgspec.convert(values | lists, Client)

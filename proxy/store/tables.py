@@ -44,7 +44,7 @@ USAGE_SOURCES = ("provider", "drained", "estimated", "none")
 COST_SOURCES = ("provider", "config", "catalog", "none")
 SEVERITIES = ("info", "warning", "error", "critical")
 LIMIT_SOURCES = ("header", "body", "local", "config")
-CLIENT_LISTS = ("models", "providers", "tags")
+CLIENT_LISTS = ("models", "providers", "tags", "budgets")
 """JSON lists of texts."""
 
 metadata = MetaData(
@@ -323,6 +323,25 @@ client_secrets = Table(
     Column("created_at", Instant, nullable=False),
     *instants("expires_at"),
 )
+budget_windows = Table(
+    "budget_windows",
+    metadata,
+    Column("account", Text, primary_key=True),
+    Column("start", Instant, primary_key=True),
+    *counts("spent_nano"),
+)
+
+budget_leases = Table(
+    "budget_leases",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("account", Text, nullable=False),
+    Column("start", Instant, nullable=False),
+    *counts("amount_nano", "spent_nano"),
+    Column("expires_at", Instant, nullable=False),
+)
+Index(None, budget_leases.c.account, budget_leases.c.start)
+
 running_figures = Table(
     "running_figures",
     metadata,
