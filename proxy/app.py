@@ -60,7 +60,7 @@ from proxy.store.address import SchemaError, StoreError
 from proxy.store.clients import ClientTable
 from proxy.store.engine import Store
 from proxy.store.recent import Recent
-from proxy.types import Fault, Target, Usage
+from proxy.types import Fault
 from proxy.upstreams import Upstreams
 
 DRAIN_SECONDS = 10.0
@@ -168,9 +168,6 @@ class _Gateway:
         )
         stack.push_async_callback(self._store.close)
         await self._open_store()
-        self._keys = ClientKeys(ClientTable(self._store), self._keyring)
-        with suppress(StoreError):  # then they come as soon as the database can be read
-            await self._keys.load()
         if tokenizer.INSTALLED:
             await asyncio.to_thread(tokenizer.load)
         self._prices = Prices({}, {})
@@ -193,14 +190,8 @@ class _Gateway:
         self._sampler = HostSampler(self._keep_once, self._overview.gauges)
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
         self._spending = Spending(
-            self._store,
-            self._keys,
-            self._cost,
-            self._prices.resolve,
-            self._recording.keep,
-            tasks.create_task,
+            self._store, self._keys, self._prices, self._recording, tasks.create_task
         )
-        self._recording.settle = self._spending.settle
         stack.push_async_callback(self._spending.ledger.close)
         stack.push_async_callback(self._recording.drain, DRAIN_SECONDS)
         self._lists = ModelLists(
@@ -213,12 +204,11 @@ class _Gateway:
         self._builder = Builder(
             listed=self._lists.find,
             names=self._lists.names,
-            cost=self._cost,
+            cost=self._prices.estimate,
             changed=self._learnt,
             released=self._line.nudge,
         )
         self._relay = self._calls.relay = self._build_relay(tasks, configured)
-        self._relay.admit = self._spending.admit if keeps else None
         self._configure(settings, self._relay.routes)
         if writer is not None:
             await writer.open(CATCH_UP_SECONDS)
@@ -275,6 +265,9 @@ class _Gateway:
             raise
         except StoreError as error:
             _log.error("%s; serving without it, and trying again", error)
+        self._keys = ClientKeys(ClientTable(self._store), self._keyring)
+        with suppress(StoreError):  # then they come as soon as the database can be read
+            await self._keys.load()
 
     async def _restore(self, recent: Recent | None = None) -> bool:
         """Go on with what was learnt before; False where the database cannot be read yet."""
@@ -309,6 +302,7 @@ class _Gateway:
             start=tasks.create_task,
             refresh_models=self._refresh_models,
             broken=self._recording.broken,
+            admit=self._spending.admit if settings.telemetry.keeps else None,
         )
 
     def _start_loops(self, stack: AsyncExitStack, tasks: asyncio.TaskGroup, restored: bool) -> None:
@@ -387,11 +381,6 @@ class _Gateway:
         if self._company.claims is not None:
             self._company.claims.tell(event)
         self._line.nudge()
-
-    def _cost(self, target: Target, given: int, made: int) -> int | None:
-        usage = Usage(input_tokens=given, output_tokens=made, total_tokens=given + made)
-        quote = self._prices.quote(target.provider, target.model, usage)
-        return None if quote is None else quote.cost_nano_usd
 
     def _recorder(self) -> dict[str, Any]:
         return {**self._recording.status(), "turned_away": self._app.state.turned_away}

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -21,6 +21,7 @@ from proxy.clock import now_ms, rfc3339
 from proxy.errors import ErrorReason, GatewayError
 from proxy.keys import ClientKeys
 from proxy.ledger import Ledger
+from proxy.metering.pricing import Prices
 from proxy.schema import Settings
 from proxy.store.address import StoreError
 from proxy.store.engine import Store
@@ -35,25 +36,31 @@ _NO_ACCOUNTS: tuple[Account, ...] = ()
 _log = logging.getLogger("tollkeeper.budgets")
 
 
+class Records(Protocol):
+    """Where the rows are made."""
+
+    settle: Callable[[CallRecord], CallRecord]
+
+    def keep(self, item: object) -> None: ...
+
+
 class Spending:
-    """``cost`` gives nano-dollars of a target, a prompt and an answer in tokens, None where it is
-    not known; ``resolve`` looks prices up. ``keep`` has a row written."""
+    """``recording`` is asked to have every record settled here. ``start`` is the ledger's."""
 
     def __init__(
         self,
         store: Store,
         keys: ClientKeys,
-        cost: Callable[[Target, int, int], int | None],
-        resolve: Callable[[Collection[tuple[str, str]]], Awaitable[object]],
-        keep: Callable[[object], None],
+        prices: Prices,
+        recording: Records,
         start: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
     ) -> None:
         self.table = LeaseTable(store)
         self.ledger = Ledger(self.table, start)
         self._keys = keys
-        self._cost = cost
-        self._resolve = resolve
-        self._keep = keep
+        self._prices = prices
+        self._keep = recording.keep
+        recording.settle = self.settle
         self._budgets: list[Budget] = []
         self._scopes: dict[tuple[str, str], tuple[Account, ...]] = {}
         self._held: dict[str, list[tuple[Account, Reservation]]] = {}  # by request
@@ -88,7 +95,7 @@ class Spending:
         costs = await self._costs(plan, demand, answers)
         costs = self._priced(plan, costs, common)
         told: Headers = []
-        dearest = max((cost or 0 for cost in costs.values()), default=0)
+        dearest = max(costs.get(target) or 0 for target in plan.targets)
         for account in common:
             await self._reserve(request_id, account, dearest, told)
         for provider in {target.provider for target in costs}:
@@ -149,13 +156,15 @@ class Spending:
         longest = ASSUMED if demand.max_tokens is None else max(demand.max_tokens, 0)
         made = longest * answers
         costs = {
-            target: self._cost(target, demand.tokens, made)
+            target: self._prices.estimate(target, demand.tokens, made)
             for target in (*plan.targets, *chain.from_iterable(plan.instead.values()))
         }
         unknown = [target for target, cost in costs.items() if cost is None]
         if unknown:
-            await self._resolve({(target.provider, target.model) for target in unknown})
-            costs |= {target: self._cost(target, demand.tokens, made) for target in unknown}
+            await self._prices.resolve({(target.provider, target.model) for target in unknown})
+            costs |= {
+                target: self._prices.estimate(target, demand.tokens, made) for target in unknown
+            }
         return costs
 
     def _priced(

@@ -296,6 +296,10 @@ class CallRecord(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defau
     charges: tuple[Charge, ...] = ()
 
 
+BESIDE = ("rate_headers", "charges")
+"""The last fields of a CallRecord, which are no columns."""
+
+
 class FaultRecord(msgspec.Struct, frozen=True):
     """A fault that is no attempt's, a row of ``errors``: something in this program broke (with its
     stack), or in another that tells of it."""

@@ -32,5 +32,5 @@ def upgrade() -> None:
         sa.Column("expires_at", INSTANT, nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_budget_leases"),
     )
-    op.create_index("ix_budget_leases_account", "budget_leases", ["account", "start"])
+    op.create_index("ix_budget_leases_account_start", "budget_leases", ["account", "start"])
     op.add_column("client_keys", sa.Column("budgets", sa.Text, nullable=False, server_default="[]"))

@@ -86,12 +86,12 @@ class Relay:
         start: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
         refresh_models: Callable[[], Awaitable[None]],
         broken: Callable[[BaseException, str, str, Callable[[str], str]], None],
+        admit: Admit | None = None,
     ) -> None:
         self.in_flight = 0
         self.routes = routes
         self._line = line
         self.claims: Claims | None = None
-        self.admit: Admit | None = None
         self._transport = transport
         self._books = books
         self._limits = limits
@@ -100,6 +100,7 @@ class Relay:
         self._residency = Residency(transport, start)
         self._refresh_models = refresh_models
         self._broken = broken
+        self._admit = admit
 
     async def serve(self, operation: Operation, scope: Scope, receive: Receive, send: Send) -> None:
         """One call, from its first byte to its last row."""
@@ -184,9 +185,9 @@ class Relay:
             meter.target = plan.targets[0]
         if caller.client is not None:
             plan = allowed(plan, caller.client)
-        if self.admit is not None:
+        if self._admit is not None:
             answers = 0 if operation is Operation.EMBEDDINGS else asked.n or 1
-            plan, meter.told = await self.admit(meter.request_id, caller, plan, demand, answers)
+            plan, meter.told = await self._admit(meter.request_id, caller, plan, demand, answers)
         longest = max(routes.providers[target.provider].first_byte for target in plan.targets)
         routes.retries.request(now)
         return Call(operation, inbound, fields, demand, plan, meter, now, now + longest, now)

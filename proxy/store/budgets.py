@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from sqlalchemy import ColumnElement, bindparam, case, func, insert, select, true, update
+from sqlalchemy import ColumnElement, bindparam, case, delete, func, insert, select, true, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from proxy.budget import SCOPES, Budget
@@ -63,6 +63,11 @@ async def begin(connection: AsyncConnection, budget: Budget, at: int) -> int:
     """``spent``, and from now on calls are added to all parts of the window. For a transaction in
     which nobody else writes calls."""
     total, missing = await _known(connection, budget, at)
+    if budget.span.hours is not None:  # what has rolled out of it comes never back
+        gone = (_windows.account == budget.account) & (
+            _windows.start < budget.span.window(at).start
+        )
+        await connection.execute(delete(budget_windows).where(gone))
     if missing:
         rows = []
         first = await connection.scalar(
@@ -80,14 +85,14 @@ async def begin(connection: AsyncConnection, budget: Budget, at: int) -> int:
 async def recomputed(
     connection: AsyncConnection, budget: Budget, window: Window
 ) -> tuple[int, int, int]:
-    """From the calls of a window that the budget counts: their cost, how many they are, and of how
-    many nobody knows what they cost."""
+    """From the calls of a window that the budget counts: what they cost, how many have a cost, and
+    of how many more nobody knows it."""
     nano = func.round(_calls.cost_estimate_usd * 1e9)
     cost = func.sum(case((nano > DEAREST, DEAREST), (nano > 0, nano), else_=0))
     unpriced = (_calls.cost_estimate_usd.is_(None)) & (_calls.usage_source != "none")
-    query = select(cost, func.count(), func.sum(case((unpriced, 1), else_=0))).where(
-        _calls.timestamp >= window.start, _calls.timestamp < window.end, _counted(budget)
-    )
+    query = select(
+        cost, func.count(_calls.cost_estimate_usd), func.sum(case((unpriced, 1), else_=0))
+    ).where(_calls.timestamp >= window.start, _calls.timestamp < window.end, _counted(budget))
     found = (await connection.execute(query)).one()
     return int(found[0] or 0), found[1], int(found[2] or 0)
 

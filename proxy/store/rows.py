@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from proxy.types import CallRecord
+from proxy.types import BESIDE, CallRecord
 
 WORDS = {
     "endpoint": (
@@ -39,7 +39,7 @@ _MOST = 1e12
 
 _FIELDS = CallRecord.__struct_fields__
 _COST = _FIELDS.index("cost_nano_usd")  # and the list price next to it
-_BESIDE = _FIELDS.index("rate_headers")  # from here on they are no columns
+_BESIDE = -len(BESIDE)
 COLUMNS = (*_FIELDS[:_COST], "cost_estimate_usd", "list_cost_usd", *_FIELDS[_COST + 2 : _BESIDE])
 """The columns that a CallRecord fills, in the order of its fields."""
 

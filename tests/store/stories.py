@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from proxy.budget import Budget
 from proxy.clients import Client, Secret
 from proxy.content import ContentRecord, pack
 from proxy.sample import GpuSample, HostSample
 from proxy.store.clients import ClientTable
 from proxy.store.engine import Store
 from proxy.store.events import EventRecord
+from proxy.store.leases import LeaseTable
 from proxy.types import BreakerRecord, CooldownRecord, FaultRecord, ModelInfo
 from tests.store.rows import call, failed
 
@@ -38,6 +40,8 @@ def everything(at: int, model: str = "llama") -> list[object]:
 
 
 async def let_in(store: Store, at: int = NOON) -> None:
-    """A client with a key, which no batch brings."""
+    """A client with a key, and a lease of a budget, which no batch brings."""
     client = Client(id=f"ck-{at}", name="ann", created_at=at)
     await ClientTable(store).create(client, Secret(f"d-{at}", client.id, at))
+    budget = Budget("b", "b", 100, "day")
+    await LeaseTable(store).lease(budget, f"lease-{at}", at, at + 60_000, lambda left: left)
