@@ -152,6 +152,7 @@ class _Gateway:
         self._reread = reread
         self._redact = redact
         self._keyring = keyring
+        self._prices = Prices({}, {})
         self._line = Line()
         self._began = now_ms()
         self._upstreams = Upstreams(transport)
@@ -170,7 +171,6 @@ class _Gateway:
         await self._open_store()
         if tokenizer.INSTALLED:
             await asyncio.to_thread(tokenizer.load)
-        self._prices = Prices({}, {})
         self._recording = Recording(
             self._prices,
             self._store,

@@ -63,6 +63,7 @@ class Spending:
         recording.settle = self.settle
         self._budgets: list[Budget] = []
         self._scopes: dict[tuple[str, str], tuple[Account, ...]] = {}
+        self._providers: set[str] = set()  # those that have one
         self._held: dict[str, list[tuple[Account, Reservation]]] = {}  # by request
         self._told: dict[Account, int] = {}  # the windows that were told of as used up
 
@@ -74,6 +75,7 @@ class Spending:
             whose = budget.scope, budget.value
             others = self._scopes.get(whose, _NO_ACCOUNTS)
             self._scopes[whose] = (*others, self.ledger.account(budget))
+        self._providers = {name for scope, name in self._scopes if scope == "provider"}
 
     def budgets(self) -> list[Budget]:
         """All that there are: those that are configured, then the clients'."""
@@ -92,25 +94,24 @@ class Spending:
         common = self._of(caller.client_id, caller.client)
         if not common and not self._scopes:
             return plan, []
-        costs = await self._costs(plan, demand, answers)
-        costs = self._priced(plan, costs, common)
+        every = costs = await self._costs(plan, demand, answers)
+        if None in costs.values():
+            costs = self._priced(plan, costs, common)
         told: Headers = []
         dearest = max(costs.get(target) or 0 for target in plan.targets)
         for account in common:
             await self._reserve(request_id, account, dearest, told)
-        for provider in {target.provider for target in costs}:
-            accounts = self._scopes.get(("provider", provider))
-            if accounts:
-                theirs = {each: cost for each, cost in costs.items() if each.provider == provider}
-                dearest = max(cost or 0 for cost in theirs.values())
-                try:
-                    for account in accounts:
-                        await self._reserve(request_id, account, dearest, told)
-                except GatewayError:
-                    costs = {each: cost for each, cost in costs.items() if each not in theirs}
-                    if not any(each in costs for each in plan.targets):
-                        raise
-        return plan.only(costs.__contains__), told
+        for provider in self._providers.intersection(target.provider for target in costs):
+            theirs = {each: cost for each, cost in costs.items() if each.provider == provider}
+            dearest = max(cost or 0 for cost in theirs.values())
+            try:
+                for account in self._of_provider(provider):
+                    await self._reserve(request_id, account, dearest, told)
+            except GatewayError:
+                costs = {each: cost for each, cost in costs.items() if each not in theirs}
+                if not any(each in costs for each in plan.targets):
+                    raise
+        return (plan if costs is every else plan.only(costs.__contains__)), told
 
     def settle(self, record: CallRecord) -> CallRecord:
         """An attempt is over: the record, saying which budgets pay. With the final one the
@@ -139,7 +140,7 @@ class Spending:
     ) -> tuple[Charge, ...]:
         client = None if record.client_id is None else self._keys.get(record.client_id)
         accounts = self._of(record.client_id, client)
-        accounts += self._scopes.get(("provider", record.provider), _NO_ACCOUNTS)
+        accounts += self._of_provider(record.provider)
         charges = []
         for account in accounts:
             lease = None
@@ -175,7 +176,8 @@ class Spending:
         known = {
             target: cost
             for target, cost in costs.items()
-            if cost is not None or not (everywhere or any(map(_strict, self._of_provider(target))))
+            if cost is not None
+            or not (everywhere or any(map(_strict, self._of_provider(target.provider))))
         }
         if any(target in known for target in plan.targets):
             return known
@@ -188,8 +190,10 @@ class Spending:
             param="model",
         )
 
-    def _of_provider(self, target: Target) -> tuple[Account, ...]:
-        return self._scopes.get(("provider", target.provider), _NO_ACCOUNTS)
+    def _of_provider(self, provider: str) -> tuple[Account, ...]:
+        if provider not in self._providers:
+            return _NO_ACCOUNTS
+        return self._scopes.get(("provider", provider), _NO_ACCOUNTS)
 
     async def _reserve(self, request_id: str, account: Account, amount: int, told: Headers) -> None:
         if not amount:
