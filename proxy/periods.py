@@ -15,6 +15,7 @@ from zoneinfo import ZoneInfo
 HOUR_MS = 3_600_000
 CALENDAR = ("day", "week", "month")
 LONGEST_DAYS = 366
+_LATEST = 253_399_000_000_000  # some weeks before the year 10,000, which no calendar here has
 _ROLLING = re.compile(r"([1-9]\d{0,3})([hd])")
 
 
@@ -40,7 +41,7 @@ class Period:
         if self.hours is not None:
             hour = at - at % HOUR_MS
             return Window(hour - self.hours * HOUR_MS, hour + HOUR_MS)
-        day = datetime.fromtimestamp(at / 1000, self._zone).date()
+        day = datetime.fromtimestamp(min(at, _LATEST) / 1000, self._zone).date()
         if self._text == "day":
             first, following = day, day + timedelta(days=1)
         elif self._text == "week":

@@ -63,6 +63,13 @@ def test_windows_of_the_calendar_follow_each_other_without_a_gap(
     assert each.bucket(at) == window.start
 
 
+@pytest.mark.parametrize("text", ["day", "week", "month", "24h"])
+def test_even_a_clock_that_is_all_wrong_has_its_window(text: str) -> None:
+    for at in (0, 253_402_300_799_999):
+        assert period(text, "Pacific/Apia").window(at).start <= at
+        assert period(text, "America/New_York").bucket(at) <= at
+
+
 @given(hours=st.integers(1, 48), at=st.integers(0, ms("2040-01-01T00:00")))
 def test_a_rolling_window_looks_back_on_all_of_its_hours(hours: int, at: int) -> None:
     each = Period(f"{hours}h", "UTC")

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from proxy.api.body import bad, told
 from proxy.api.budgets import terms
+from proxy.budget import NANO
 from proxy.budgeting import KeyBudget
 from proxy.clients import Client
 from proxy.clock import now_ms, rfc3339
@@ -22,6 +23,7 @@ from proxy.keys import ClientKeys, new_client
 from proxy.store import calls
 from proxy.store.address import StoreError
 from proxy.store.engine import Store
+from proxy.store.leases import LeaseTable
 from proxy.telemetry.dates import moment
 from proxy.types import Caller
 from proxy.when import span
@@ -71,6 +73,7 @@ class _Clients:
     def __init__(self, keys: ClientKeys, store: Store) -> None:
         self._keys = keys
         self._store = store
+        self._leases = LeaseTable(store)
 
     async def create(self, request: Request) -> dict[str, Any]:
         asked = await told(request, NewKey)
@@ -125,6 +128,7 @@ class _Clients:
                 "id": caller.client_id,
                 "label": client.name or None,
                 **await self._usage(caller.client_id or ""),
+                **await self._limit(client),
                 "models": list(client.models),
                 "providers": list(client.providers),
                 "tags": list(client.tags),
@@ -160,6 +164,26 @@ class _Clients:
                 nano = await self._keys.spent(client_id, since.isoformat())
                 usage[name] = None if nano is None else nano / 1e9
         return usage
+
+    async def _limit(self, client: Client) -> dict[str, float | str | None]:
+        """Of its hard budgets, the one that has least left; when it begins anew."""
+        now = now_ms()
+        tightest = None
+        with self._keeping():
+            for budget in client.budgets:
+                if budget.mode == "hard":
+                    found = await self._leases.standing(budget, now)
+                    left = max(0, budget.limit_nano - found.spent - found.leased)
+                    if tightest is None or left < tightest[0]:
+                        tightest = left, budget.limit_nano, found.window.end
+        if tightest is None:
+            return {"limit": None, "limit_remaining": None, "limit_reset": None}
+        left, limit, end = tightest
+        return {
+            "limit": limit / NANO,
+            "limit_remaining": left / NANO,
+            "limit_reset": rfc3339(end),
+        }
 
     @contextmanager
     def _keeping(self) -> Iterator[None]:

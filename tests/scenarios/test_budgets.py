@@ -182,6 +182,11 @@ async def test_a_client_spends_its_own_budget_and_no_others(
     await settled(gateway, 3)
     found = await audit(gateway, f"{ann}-1")
     assert (found["calls"], found["spent_usd"]) == (2, pytest.approx(2 * CALL_USD))
+    own_view = (await gateway.client.get("/v1/key", headers=by_ann)).json()["data"]
+    assert (own_view["limit"], own_view["limit_remaining"]) == (2 * CALL_USD, 0)
+    assert own_view["limit_reset"].endswith(":00:00.000Z")
+    others = (await gateway.client.get("/v1/key", headers=by_bo)).json()["data"]
+    assert (others["limit"], others["limit_remaining"], others["limit_reset"]) == (None,) * 3
     (shown,) = (await gateway.client.get(f"/admin/keys/{ann}")).json()["budgets"]
     assert (shown["limit_usd"], shown["period"], shown["mode"]) == (2 * CALL_USD, "24h", "hard")
     bad = {"name": "cy", "budgets": [{"limit_usd": -1, "period": "day"}]}
