@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 
 HOUR_MS = 3_600_000
 CALENDAR = ("day", "week", "month")
-LONGEST_DAYS = 366
+LONGEST_DAYS = 90
 _LATEST = 253_399_000_000_000  # some weeks before the year 10,000, which no calendar here has
 _ROLLING = re.compile(r"([1-9]\d{0,3})([hd])")
 

@@ -81,7 +81,7 @@ def test_a_rolling_window_looks_back_on_all_of_its_hours(hours: int, at: int) ->
     assert each.bucket(at) == buckets[-1].start
 
 
-@pytest.mark.parametrize("text", ["", "year", "0h", "-1d", "1.5h", "24", "24 h", "367d", "9999h"])
+@pytest.mark.parametrize("text", ["", "year", "0h", "-1d", "1.5h", "24", "24 h", "91d", "9999h"])
 def test_what_is_no_period_is_told(text: str) -> None:
     with pytest.raises(ValueError, match="24h or 7d"):
         Period(text, "UTC")

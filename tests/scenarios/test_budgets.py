@@ -301,3 +301,19 @@ async def test_a_gateway_that_is_killed_leaves_nothing_reserved(
         found = await table.audit(team, now_ms())
         assert found.spent == found.recomputed > 0
     await store.close()
+
+
+@pytest.mark.sqlite
+@pytest.mark.soak
+async def test_four_workers_spend_one_budget(upstream: Upstream, tmp_path: Path) -> None:
+    more = {"budgets": [budget(25)], "prices": {"lab/json": {"input": 0, "output": 1.0}}}
+
+    async def one(gateway: Process) -> int:
+        line = await gateway.dial({"model": "lab/json", "max_tokens": 100, **CHAT})
+        status = int((await line.until(b"\r\n")).split(b" ", 2)[1])
+        await line.hang_up()
+        return status
+
+    async with process(tmp_path, upstream, workers=4, **more) as gateway:
+        answers = await asyncio.gather(*[one(gateway) for _ in range(300)])
+    assert collections.Counter(answers) == {200: 25, 429: 275}
