@@ -23,6 +23,7 @@ from proxy import loops as beside
 from proxy.api import errors as api_errors
 from proxy.api.admin import admin_router
 from proxy.api.auth import Door
+from proxy.api.budgets import budgets_router
 from proxy.api.clients import clients_router
 from proxy.api.credits import credits_router
 from proxy.api.estimates import estimates_router
@@ -34,10 +35,9 @@ from proxy.api.stats import stats_router
 from proxy.api.track import track_router
 from proxy.banner import example
 from proxy.clients import Keyring
-from proxy.clock import monotonic, now_ms
+from proxy.clock import now_ms
 from proxy.company import Company
 from proxy.config import client_secret
-from proxy.errors import ErrorReason
 from proxy.keys import ClientKeys
 from proxy.learnt import restore, restore_quotas
 from proxy.log import RequestLog
@@ -51,18 +51,18 @@ from proxy.recording import Recording
 from proxy.redact import Redactor
 from proxy.relay.line import Line
 from proxy.relay.relay import Limits, Relay, Routes
-from proxy.relay.verdict import judge
 from proxy.routes import Builder, targets
 from proxy.routing.events import Event
+from proxy.routing.keypool import KeyPool
 from proxy.schema import ProviderSettings, Settings
 from proxy.sharing.member import Member
-from proxy.steering import steer
+from proxy.spending import Spending
+from proxy.steering import key_to_ask_with, refused, steer
 from proxy.store.address import SchemaError, StoreError
 from proxy.store.clients import ClientTable
 from proxy.store.credits import Credits
 from proxy.store.engine import Store
 from proxy.store.recent import Recent
-from proxy.types import Fault, Target, Usage
 from proxy.upstreams import Upstreams
 
 DRAIN_SECONDS = 10.0
@@ -154,6 +154,7 @@ class _Gateway:
         self._reread = reread
         self._redact = redact
         self._keyring = keyring
+        self._prices = Prices({}, {})
         self._line = Line()
         self._began = now_ms()
         self._upstreams = Upstreams(transport)
@@ -173,7 +174,46 @@ class _Gateway:
         self._keys = ClientKeys(ClientTable(self._store), self._keyring)
         if tokenizer.INSTALLED:
             await asyncio.to_thread(tokenizer.load)
-        self._prices = Prices({}, {})
+        self._record()
+        tasks = await stack.enter_async_context(asyncio.TaskGroup())
+        self._spending = Spending(
+            self._store, self._keys, self._prices, self._recording, tasks.create_task
+        )
+        stack.push_async_callback(self._spending.ledger.close)
+        stack.push_async_callback(self._recording.drain, DRAIN_SECONDS)
+
+        def pools() -> Mapping[str, KeyPool]:
+            return self._relay.routes.pools
+
+        self._lists = ModelLists(
+            (),
+            self._transport,
+            key=partial(key_to_ask_with, pools),
+            refused=partial(refused, pools),
+            updated=self._keep_once,
+        )
+        self._builder = Builder(
+            listed=self._lists.find,
+            names=self._lists.names,
+            cost=self._prices.estimate,
+            changed=self._learnt,
+            released=self._line.nudge,
+        )
+        self._relay = self._calls.relay = self._build_relay(tasks, configured)
+        self._configure(settings, self._relay.routes)
+        if (writer := self._recording.writer) is not None:
+            await writer.open(CATCH_UP_SECONDS)
+        restored = await self._restore(self._recording.recent)
+        await self._company.open(stack, self.reload, self._overview.answers)
+        self._relay.claims = self._company.claims
+        self._start_loops(stack, tasks, restored)
+        self._add_routes()
+        self._app.state.reload = self.reload
+        self._app.state.example_model = await example(settings.models, self._lists.all)
+
+    def _record(self) -> None:
+        """What becomes of calls, and who shows it."""
+        settings = self._settings
         self._recording = Recording(
             self._prices,
             self._store,
@@ -191,33 +231,6 @@ class _Gateway:
             self._company,
         )
         self._sampler = HostSampler(self._keep_once, self._overview.gauges)
-        tasks = await stack.enter_async_context(asyncio.TaskGroup())
-        stack.push_async_callback(self._recording.drain, DRAIN_SECONDS)
-        self._lists = ModelLists(
-            (),
-            self._transport,
-            key=self._key_to_ask_with,
-            refused=self._refused,
-            updated=self._keep_once,
-        )
-        self._builder = Builder(
-            listed=self._lists.find,
-            names=self._lists.names,
-            cost=self._cost,
-            changed=self._learnt,
-            released=self._line.nudge,
-        )
-        self._relay = self._calls.relay = self._build_relay(tasks, configured)
-        self._configure(settings, self._relay.routes)
-        if writer is not None:
-            await writer.open(CATCH_UP_SECONDS)
-        restored = await self._restore(self._recording.recent)
-        await self._company.open(stack, self.reload, self._overview.answers)
-        self._relay.claims = self._company.claims
-        self._start_loops(stack, tasks, restored)
-        self._add_routes()
-        self._app.state.reload = self.reload
-        self._app.state.example_model = await example(settings.models, self._lists.all)
 
     def reload(self) -> dict[str, Any]:
         """Read the configuration again and go by it from the next request on.
@@ -247,6 +260,7 @@ class _Gateway:
         self._windows.clear()
         self._windows.update({name: each.dialect.windows for name, each in providers.items()})
         tariffs.configure(self._prices, settings, providers)
+        self._spending.configure(settings)
         self._lists.replace(providers.values())
         self._relay.routes = routes
         self._app.state.providers = [
@@ -302,6 +316,7 @@ class _Gateway:
             start=tasks.create_task,
             refresh_models=self._refresh_models,
             broken=self._recording.broken,
+            admit=self._spending.admit if settings.telemetry.keeps else None,
         )
 
     def _start_loops(self, stack: AsyncExitStack, tasks: asyncio.TaskGroup, restored: bool) -> None:
@@ -315,7 +330,7 @@ class _Gateway:
         ]
         if writer is not None:
             tasks.create_task(self._guard(writer.run))
-            loops += [writer.tend, self._sampler.run, self._keys.follow]
+            loops += [writer.tend, self._sampler.run, self._keys.follow, self._spending.ledger.run]
             once: list[Callable[[], Awaitable[None]]] = [
                 partial(beside.retain, self._store, settings.telemetry),
                 partial(beside.publish_counts, self._overview.counted, self._recording.keep),
@@ -345,6 +360,7 @@ class _Gateway:
                 kept.call, kept.keep, self._redact, self._settings.telemetry.keeps, kept.content
             )
         )
+        app.include_router(budgets_router(self._spending))
         app.include_router(stats_router(self._store, self._overview))
         app.include_router(
             savings_router(self._store, lambda: targets(self._settings), self._prices)
@@ -365,31 +381,11 @@ class _Gateway:
     async def _refresh_models(self) -> None:
         await self._lists.all()
 
-    # What the model lists and the statistics ask for.
-
-    def _key_to_ask_with(self, provider: str) -> tuple[str, str] | None:
-        pool = self._relay.routes.pools.get(provider)  # a reload may just have taken it out
-        key = None if pool is None else pool.healthy(monotonic())
-        return (key.name, key.secret) if key is not None and key.secret is not None else None
-
-    def _refused(self, provider: str, name: str) -> None:
-        """A provider answered 401 to the key with which its list was asked for."""
-        pool, reason = self._relay.routes.pools.get(provider), ErrorReason.AUTHENTICATION
-        key = None if pool is None else pool.key(name)
-        if pool is not None and key is not None:
-            verdict = judge(Fault(reason, "the provider refused the key"))
-            pool.park(key, "", verdict, reason, monotonic())
-
     def _learnt(self, event: Event) -> None:
         self._recording.learnt(event)
         if self._company.claims is not None:
             self._company.claims.tell(event)
         self._line.nudge()
-
-    def _cost(self, target: Target, given: int, made: int) -> int | None:
-        usage = Usage(input_tokens=given, output_tokens=made, total_tokens=given + made)
-        quote = self._prices.quote(target.provider, target.model, usage)
-        return None if quote is None else quote.cost_nano_usd
 
     def _recorder(self) -> dict[str, Any]:
         return {**self._recording.status(), "turned_away": self._app.state.turned_away}

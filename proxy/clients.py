@@ -15,6 +15,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from proxy.budget import Budget
+
 Refusal = Literal["unknown", "revoked", "expired"]
 
 
@@ -46,7 +48,7 @@ class Client(msgspec.Struct, frozen=True):
     """Whoever has a key of its own. Instants are UTC milliseconds.
 
     ``id`` is public and stands on the rows of its calls. ``models`` and ``providers`` are shell
-    patterns; without one, all are allowed.
+    patterns; without one, all are allowed. ``budgets`` are what it may spend.
     """
 
     id: str
@@ -56,6 +58,7 @@ class Client(msgspec.Struct, frozen=True):
     models: tuple[str, ...] = ()
     providers: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
+    budgets: tuple[Budget, ...] = ()
     expires_at: int | None = None
     revoked_at: int | None = None
     limits: ClientLimits = UNLIMITED

@@ -252,6 +252,11 @@ def _contradictions(
             if group not in groups:
                 words = f"is no quota group of a key; {nearest(group, groups)}"
                 yield ("providers", name, "limits", "groups", group), words
+    if settings.budgets and not settings.telemetry.keeps:
+        yield (
+            ("budgets",),
+            "need the database, which telemetry (enabled, privacy_level) has off",
+        )
     auth = settings.auth
     unclear = any(at[0] == "auth" for at, _ in found)
     guarded = unclear or auth.master_key is not None or auth.master_key_file is not None

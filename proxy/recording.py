@@ -48,6 +48,8 @@ class Recording:
         telemetry: TelemetrySettings,
         share: Callable[[bytes], None] | None = None,
     ) -> None:
+        self.settle: Callable[[CallRecord], CallRecord] = lambda record: record
+        """Has an attempt's cost paid, and gives its record saying by whom."""
         self._share = share
         self.writer: Writer | None = None
         if telemetry.keeps:
@@ -103,6 +105,7 @@ class Recording:
 
     def call(self, record: CallRecord) -> None:
         """An attempt has ended."""
+        record = self.settle(record)
         self.keep(record)
         self._log_request(record)
         if self.writer is not None:

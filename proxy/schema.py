@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, PrivateAttr, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from proxy.budgeting import Budgets
 from proxy.content import MAX_BYTES
 from proxy.fields import (
     AccountId,
@@ -328,6 +329,7 @@ class Settings(BaseSettings):
     providers: dict[ProviderName, ProviderSettings] = {}
     models: dict[Annotated[str, Field(min_length=1)], Alias] = {}
     prices: dict[str, Price] = {}
+    budgets: Budgets = []
     routing: RoutingSettings = RoutingSettings()
     state: StateSettings = StateSettings()
     telemetry: TelemetrySettings = TelemetrySettings()

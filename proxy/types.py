@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from proxy.budget import Charge
 from proxy.clients import Client
 from proxy.errors import ErrorReason
 
@@ -203,8 +204,8 @@ class CallRecord(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defau
     The fields are the columns, in order (``id`` and the computed ``success`` aside). Instants are
     UTC milliseconds, durations milliseconds. ``cost_nano_usd`` is stored as
     ``cost_estimate_usd`` and ``list_cost_nano_usd`` as ``list_cost_usd``, in dollars.
-    ``rate_headers`` (the last field) is no column: the raw ``x-ratelimit-*`` of the answer, which
-    the store turns into ``rate_limits``.
+    The last two fields are no columns: ``rate_headers``, the raw ``x-ratelimit-*`` of the answer,
+    which the store turns into ``rate_limits``, and ``charges``, the budgets that the cost goes to.
 
     ``first_*_ms`` and ``last_token_ms`` count from sending the attempt. ``model_load_ms``,
     ``prompt_eval_ms`` and ``generation_ms`` are what the model's server measured itself;
@@ -300,6 +301,11 @@ class CallRecord(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defau
     privacy_level: str
     metadata: str | None = None
     rate_headers: tuple[tuple[bytes, bytes], ...] = ()
+    charges: tuple[Charge, ...] = ()
+
+
+BESIDE = ("rate_headers", "charges")
+"""The last fields of a CallRecord, which are no columns."""
 
 
 class FaultRecord(msgspec.Struct, frozen=True):

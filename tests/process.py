@@ -67,7 +67,8 @@ class Process:
 @asynccontextmanager
 async def process(folder: Path, upstream: Upstream, **server: Any) -> AsyncIterator[Process]:
     """A gateway with the database ``folder/calls.db``, which is made where there is none.
-    ``telemetry`` and ``routing`` are sections of their own, the rest is the server's."""
+    ``telemetry``, ``routing``, ``prices`` and ``budgets`` are sections of their own, the rest is
+    the server's."""
     database = folder / "calls.db"
     if not database.exists():
         shutil.copy(await migrated(), database)
@@ -75,6 +76,8 @@ async def process(folder: Path, upstream: Upstream, **server: Any) -> AsyncItera
     config = {
         "telemetry": {"database_url": url, **server.pop("telemetry", {})},
         "routing": server.pop("routing", {}),
+        "prices": server.pop("prices", {}),
+        "budgets": server.pop("budgets", []),
         "server": {"port": 0, **server},
         "auth": {"master_key": KEY},
         "providers": {"lab": lab(upstream.url, "sk-key-canary-22")},

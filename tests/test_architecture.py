@@ -22,9 +22,10 @@ ROOT = Path(__file__).parents[1]
 
 HOUSE = (
     "types changes clients sample errors reasons clock duration when log redact content loopback"
-    " election places config schema fields document mistakes discovery tags",
-    "routing providers metering store observe sharing",
-    "relay telemetry keys savings",
+    " budget budgeting periods election places config schema fields document mistakes discovery"
+    " tags",
+    "routing providers metering store observe sharing budgets",
+    "relay telemetry keys savings ledger spending",
     "api",
     "app loops routes recording learnt sealing upstreams steering explain progress export prune"
     " clientele tariffs reprice entries"
@@ -42,8 +43,8 @@ FENCES = {
     "httpx": "providers/ relay/relay.py relay/exchange.py relay/outbound.py app.py upstreams.py",
     "msgspec": "",  # anywhere: it makes the nouns
     "psutil": "observe/host.py",
-    "pydantic": "schema.py fields.py config.py mistakes.py serve.py api/stats.py api/track.py"
-    " api/body.py api/clients.py api/credits.py",
+    "pydantic": "schema.py fields.py budgeting.py config.py mistakes.py serve.py api/stats.py"
+    " api/track.py api/body.py api/clients.py api/credits.py",
     "pydantic_settings": "schema.py config.py",
     "pynvml": "observe/host.py",
     "redis": "sharing/",

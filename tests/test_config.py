@@ -312,10 +312,18 @@ def test_mistakes_name_the_file_the_variable_or_the_argument() -> None:
     ]
 
 
+@pytest.mark.parametrize("telemetry", ["enabled: false", "privacy_level: none"])
+def test_budgets_need_the_database(telemetry: str) -> None:
+    text = f"budgets: [{{name: b, limit_usd: 1, period: day}}]\ntelemetry: {{{telemetry}}}\n"
+    assert mistakes(LAB + text) == [
+        "t.yaml: budgets: need the database, which telemetry (enabled, privacy_level) has off"
+    ]
+
+
 def test_a_variable_that_means_nothing_is_a_mistake_or_a_warning() -> None:
     assert mistakes(environ={"TOLLKEEPER_SREVER__PORT": "1"}) == [
         "TOLLKEEPER_SREVER__PORT: is not a setting; did you mean server?"
-        " accepted: auth, models, prices, providers, routing, server, state, telemetry"
+        " accepted: auth, budgets, models, prices, providers, routing, server, state, telemetry"
     ]
     assert mistakes(environ={"TOLLKEEPER_SERVER__PROT": "1"})[0].startswith(
         "TOLLKEEPER_SERVER__PROT: is not a setting; did you mean port?"

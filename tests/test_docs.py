@@ -55,7 +55,7 @@ SECTIONS = ("server", "auth", "routing", "state", "telemetry")
 NAMED = {"providers": "providers.NAME", "models": "models.NAME", "prices": "prices.MODEL"}
 
 
-LISTS = ("keys", "targets")
+LISTS = ("keys", "targets", "budgets")
 
 
 def settings(model: type[BaseModel], at: str = "") -> Iterator[str]:

@@ -8,7 +8,7 @@ from proxy.errors import ErrorReason
 from proxy.sample import GpuSample, HostSample
 from proxy.store.rows import COLUMNS
 from proxy.store.tables import api_calls, gpu_metrics, models, system_metrics
-from proxy.types import CallRecord, ModelInfo, Operation, Plan, Target
+from proxy.types import BESIDE, CallRecord, ModelInfo, Operation, Plan, Target
 
 RECORDS = [
     kind
@@ -51,7 +51,7 @@ def test_records_do_not_change(kind: type[msgspec.Struct]) -> None:
 def test_a_call_record_is_a_row_of_api_calls() -> None:
     between = [column.name for column in api_calls.columns][1:-1]
     assert list(COLUMNS) == between
-    assert CallRecord.__struct_fields__[-1] == "rate_headers"
+    assert CallRecord.__struct_fields__[-2:] == BESIDE
 
 
 @pytest.mark.parametrize(

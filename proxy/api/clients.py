@@ -13,6 +13,9 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from proxy.api.body import bad, told
+from proxy.api.budgets import terms
+from proxy.budget import NANO, Budget
+from proxy.budgeting import KeyBudget
 from proxy.clients import Client, ClientLimits
 from proxy.clock import now_ms, rfc3339
 from proxy.errors import ErrorReason, GatewayError
@@ -20,6 +23,7 @@ from proxy.keys import ClientKeys, new_client
 from proxy.store import calls
 from proxy.store.address import StoreError
 from proxy.store.engine import Store
+from proxy.store.leases import LeaseTable
 from proxy.telemetry.dates import moment
 from proxy.types import Caller
 from proxy.when import span
@@ -39,6 +43,7 @@ class Terms(BaseModel):
     models: Texts = []
     providers: Texts = []
     tags: Texts = []
+    budgets: Annotated[list[KeyBudget], Field(max_length=10)] = []
     expires_at: Text | None = None
     limits: dict[str, Any] = {}
 
@@ -77,16 +82,23 @@ class _Clients:
     def __init__(self, keys: ClientKeys, store: Store) -> None:
         self._keys = keys
         self._store = store
+        self._leases = LeaseTable(store)
 
     async def create(self, request: Request) -> dict[str, Any]:
-        client = new_client(**_terms(await told(request, NewKey)))
+        asked = await told(request, NewKey)
+        client = new_client(**_terms(asked))
+        client = msgspec.structs.replace(client, budgets=_budgets(asked, client.id, client.name))
         with self._keeping():
             key = await self._keys.create(client)
         return {"key": key, **_shown(client)}
 
     async def change(self, client_id: str, request: Request) -> dict[str, Any]:
         """Only what is told changes."""
-        terms = _terms(await told(request, Terms))
+        asked = await told(request, Terms)
+        terms = _terms(asked)
+        client = self._keys.get(client_id)
+        if client is not None and "budgets" in asked.model_fields_set:
+            terms["budgets"] = _budgets(asked, client_id, terms.get("name", client.name))
         with self._keeping():
             if terms:
                 await self._keys.change(client_id, terms)
@@ -129,6 +141,7 @@ class _Clients:
                 "id": caller.client_id,
                 "label": client.name or None,
                 **await self._usage(caller.client_id or ""),
+                **await self._limit(client),
                 "models": list(client.models),
                 "providers": list(client.providers),
                 "tags": list(client.tags),
@@ -166,6 +179,26 @@ class _Clients:
                 usage[name] = None if nano is None else nano / 1e9
         return usage
 
+    async def _limit(self, client: Client) -> dict[str, float | str | None]:
+        """Of its hard budgets, the one that has least left; when it begins anew."""
+        now = now_ms()
+        tightest = None
+        with self._keeping():
+            for budget in client.budgets:
+                if budget.mode == "hard":
+                    found = await self._leases.standing(budget, now)
+                    left = max(0, budget.limit_nano - found.spent - found.leased)
+                    if tightest is None or left < tightest[0]:
+                        tightest = left, budget.limit_nano, found.window.end
+        if tightest is None:
+            return {"limit": None, "limit_remaining": None, "limit_reset": None}
+        left, limit, end = tightest
+        return {
+            "limit": limit / NANO,
+            "limit_remaining": left / NANO,
+            "limit_reset": rfc3339(end),
+        }
+
     @contextmanager
     def _keeping(self) -> Iterator[None]:
         """What the database cannot do is 503."""
@@ -185,7 +218,7 @@ class _Clients:
 
 def _terms(asked: Terms) -> dict[str, Any]:
     """What was told of a client, in its own terms. GatewayError 422 for what cannot be."""
-    terms = asked.model_dump(exclude_unset=True)
+    terms = asked.model_dump(exclude_unset=True, exclude={"budgets"})
     if terms.get("expires_at") is not None:
         try:
             terms["expires_at"] = moment(terms["expires_at"])
@@ -200,6 +233,10 @@ def _terms(asked: Terms) -> dict[str, Any]:
     return terms | lists
 
 
+def _budgets(asked: Terms, client_id: str, name: str) -> tuple[Budget, ...]:
+    return tuple(each.of(client_id, name, place) for place, each in enumerate(asked.budgets, 1))
+
+
 def _shown(client: Client) -> dict[str, Any]:
     return {
         "id": client.id,
@@ -209,6 +246,7 @@ def _shown(client: Client) -> dict[str, Any]:
         "providers": list(client.providers),
         "tags": list(client.tags),
         "limits": msgspec.to_builtins(client.limits),
+        "budgets": [terms(budget) for budget in client.budgets],
         "created_at": rfc3339(client.created_at),
         "expires_at": rfc3339(client.expires_at),
         "revoked_at": rfc3339(client.revoked_at),

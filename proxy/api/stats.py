@@ -38,7 +38,8 @@ from proxy.store.address import StoreError
 from proxy.store.engine import Reader, Store
 from proxy.store.filters import Filters
 from proxy.store.pages import BadCursor
-from proxy.store.tables import STATUSES, api_calls
+from proxy.store.sets import STATUSES
+from proxy.store.tables import api_calls
 
 PERIODS = {"1h": 3_600_000, "24h": 86_400_000, "7d": 604_800_000, "30d": 2_592_000_000}
 _FILTERS = Filters.__struct_fields__

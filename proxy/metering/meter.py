@@ -28,7 +28,7 @@ from proxy.metering.timing import ms, speed, timing
 from proxy.metering.tokenizer import Sample
 from proxy.metering.transcript import Transcript
 from proxy.redact import shorten
-from proxy.types import CallRecord, Fault, Target, Usage
+from proxy.types import CallRecord, Fault, Headers, Target, Usage
 
 MAX_METADATA = 4096
 """Bytes of JSON in ``metadata``."""
@@ -76,6 +76,7 @@ class Meter:
         self.request: bytes | None = None  # its body, for as long as somebody needs it
         self.prompt: Sample | None = None  # its text, where that could be counted
         self.target: Target | None = None  # the only one that could serve it
+        self.told: Headers = []  # what else the answer is to tell
         self.attempts = 0
         self._books = books
         self._endpoint = endpoint

@@ -29,7 +29,7 @@ from typing import Literal, Protocol, TypeVar
 import msgspec
 
 from proxy.clock import monotonic
-from proxy.types import Usage
+from proxy.types import Target, Usage
 
 CostSource = Literal["provider", "config", "catalog", "none"]
 Pair = tuple[str, str]
@@ -254,6 +254,13 @@ class Prices:
         if rates is None or amount is None:
             return Quote(None, "none", None, by_list)
         return Quote(amount, rates.source, rates.version, by_list)
+
+    def estimate(self, target: Target, given: int, made: int) -> int | None:
+        """Nano-dollars of so many tokens of a prompt and an answer; None where nobody knows, or the
+        catalogue has yet to be asked."""
+        usage = Usage(input_tokens=given, output_tokens=made, total_tokens=given + made)
+        quote = self.quote(target.provider, target.model, usage)
+        return None if quote is None else quote.cost_nano_usd
 
     def rates(self, provider: str, model: str, key: str | None = None) -> Rates | None:
         """What is known now about a model's price with a key; never asks the catalogue."""

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 from proxy.clients import Client
 from proxy.errors import ErrorReason, GatewayError
-from proxy.types import Plan
+from proxy.types import Caller, Demand, Headers, Plan
+
+Admit = Callable[[str, Caller, Plan, Demand, int], Awaitable[tuple[Plan, Headers]]]
+"""What of a plan its caller can pay for, and what the answer is to tell of that. It takes the
+request's id, and last how many answers are wanted. GatewayError where that is nothing."""
 
 
 def allowed(plan: Plan, client: Client) -> Plan:

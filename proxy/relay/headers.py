@@ -9,7 +9,7 @@ from proxy.types import Headers
 
 def answer_headers(meter: Meter) -> Headers:
     """What every answer tells: its id, and which attempt at which target it comes from, if any."""
-    headers = [(b"x-request-id", meter.request_id.encode())]
+    headers = [(b"x-request-id", meter.request_id.encode()), *meter.told]
     attempt = meter.last
     if attempt is None:
         return headers

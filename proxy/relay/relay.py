@@ -23,7 +23,7 @@ from proxy.metering.meter import LEFT, Books, Meter
 from proxy.metering.pricing import Prices
 from proxy.providers.base import Provider
 from proxy.providers.residency import Residency
-from proxy.relay.allowed import allowed
+from proxy.relay.allowed import Admit, allowed
 from proxy.relay.attribution import attribution, completed
 from proxy.relay.ceiling import affordable
 from proxy.relay.claims import Claims
@@ -77,7 +77,7 @@ class Relay:
     """Serves calls. One instance for a process; ``in_flight`` counts the calls it is serving.
 
     A call goes by the ``routes`` that there are when it begins. With ``claims``, a key is claimed
-    from all gateways that share their state.
+    from all gateways that share their state; ``admit`` asks the budgets.
     """
 
     def __init__(
@@ -93,6 +93,7 @@ class Relay:
         start: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
         refresh_models: Callable[[], Awaitable[None]],
         broken: Callable[[BaseException, str, str, Callable[[str], str]], None],
+        admit: Admit | None = None,
     ) -> None:
         self.in_flight = 0
         self.routes = routes
@@ -108,6 +109,7 @@ class Relay:
         self._residency = Residency(transport, start)
         self._refresh_models = refresh_models
         self._broken = broken
+        self._admit = admit
 
     async def serve(self, operation: Operation, scope: Scope, receive: Receive, send: Send) -> None:
         """One call, from its first byte to its last row."""
@@ -216,6 +218,9 @@ class Relay:
             of = volume(inbound, operation)
             plan = await affordable(plan, who.max_cost, of, self._prices, routes.pools)
             now = monotonic()  # the catalogue may have been asked
+        if self._admit is not None:
+            answers = 0 if operation is Operation.EMBEDDINGS else asked.n or 1
+            plan, meter.told = await self._admit(meter.request_id, caller, plan, demand, answers)
         longest = max(routes.providers[target.provider].first_byte for target in plan.targets)
         routes.retries.request(now)
         return Call(operation, inbound, fields, demand, plan, meter, now, now + longest, now)

@@ -15,7 +15,8 @@ from proxy.clients import Client, Secret
 from proxy.store import address
 from proxy.store.address import StoreError
 from proxy.store.engine import Store
-from proxy.store.tables import CLIENT_LISTS, client_keys, client_secrets, daily_costs
+from proxy.store.sets import CLIENT_LISTS
+from proxy.store.tables import client_keys, client_secrets, daily_costs
 
 _JSON = (*CLIENT_LISTS, "limits")
 """The columns that hold JSON."""

@@ -85,6 +85,11 @@ def counts(*names: str) -> list[Column[int]]:
     return [Column(name, INT, nullable=False, server_default="0") for name in names]
 
 
+def required(kind: Any, *names: str) -> list[Column[Any]]:
+    """Columns of a type that are always known."""
+    return [Column(name, kind, nullable=False) for name in names]
+
+
 def floats(*names: str) -> list[Column[float]]:
     """Numbers, or unknown."""
     return [Column(name, FLOAT) for name in names]

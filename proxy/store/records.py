@@ -16,6 +16,7 @@ from proxy.content import ContentRecord
 from proxy.sample import HostSample
 from proxy.store import (
     breakers,
+    budgets,
     catalog,
     contents,
     costs,
@@ -104,6 +105,7 @@ class Ledger:
             now = now_ms()
             await _run_on(connection, calls, now)
             await costs.add(connection, calls)
+            await budgets.settle(connection, calls)
             await rollups.add(connection, calls)
             await limits.save_headers(connection, calls, self._limit_windows)
             await rests.save_cooldowns(connection, batch.cooldowns)

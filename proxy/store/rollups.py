@@ -26,14 +26,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from proxy.clock import now_ms
 from proxy.store.costs import unpriced
+from proxy.store.sets import STATUSES
 from proxy.store.sketch import Sketch
-from proxy.store.tables import (
-    STATUSES,
-    rollup_series,
-    rollups_day,
-    rollups_hour,
-    rollups_minute,
-)
+from proxy.store.tables import rollup_series, rollups_day, rollups_hour, rollups_minute
 from proxy.store.upsert import Insert, insert_into, replace
 from proxy.types import CallRecord
 

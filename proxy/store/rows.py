@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from proxy.types import CallRecord
+from proxy.types import BESIDE, CallRecord
 
 WORDS = {
     "endpoint": (
@@ -39,7 +39,8 @@ _MOST = 1e12
 
 _FIELDS = CallRecord.__struct_fields__
 _COST = _FIELDS.index("cost_nano_usd")  # and the list price next to it
-COLUMNS = (*_FIELDS[:_COST], "cost_estimate_usd", "list_cost_usd", *_FIELDS[_COST + 2 : -1])
+_BESIDE = -len(BESIDE)
+COLUMNS = (*_FIELDS[:_COST], "cost_estimate_usd", "list_cost_usd", *_FIELDS[_COST + 2 : _BESIDE])
 """The columns that a CallRecord fills, in the order of its fields."""
 
 _PACKED = {*WORDS, *THOUSANDTHS, "requested_model"}
@@ -59,7 +60,7 @@ def row(call: CallRecord) -> tuple[Any, ...]:
     values = msgspec.structs.astuple(call)
     cost, listed = values[_COST : _COST + 2]
     dollars = (None if cost is None else cost / 1e9, None if listed is None else listed / 1e9)
-    return (*values[:_COST], *dollars, *values[_COST + 2 : -1])
+    return (*values[:_COST], *dollars, *values[_COST + 2 : _BESIDE])
 
 
 def kept(call: CallRecord) -> tuple[Any, ...]:

@@ -36,17 +36,18 @@ from proxy.store.columns import (
     ints,
     key,
     one_of,
+    required,
     texts,
 )
-
-STATUSES = ("success", "error", "timeout", "cancelled", "rejected")
-USAGE_SOURCES = ("provider", "drained", "estimated", "none")
-COST_SOURCES = ("provider", "config", "catalog", "none")
-SEVERITIES = ("info", "warning", "error", "critical")
-LIMIT_SOURCES = ("header", "body", "local", "config")
-RESET_PERIODS = ("monthly", "daily", "never")
-CLIENT_LISTS = ("models", "providers", "tags")
-"""JSON lists of texts."""
+from proxy.store.sets import (
+    CLIENT_LISTS,
+    COST_SOURCES,
+    LIMIT_SOURCES,
+    RESET_PERIODS,
+    SEVERITIES,
+    STATUSES,
+    USAGE_SOURCES,
+)
 
 metadata = MetaData(
     naming_convention={
@@ -66,11 +67,8 @@ api_calls = Table(
     Column("request_id", Text, nullable=False),
     Column("attempt", INT, nullable=False),
     Column("is_final", Boolean, nullable=False),
-    Column("timestamp", Instant, nullable=False),
-    Column("finished_at", Instant, nullable=False),
-    Column("endpoint", Text, nullable=False),
-    Column("provider", Text, nullable=False),
-    Column("model", Text, nullable=False),
+    *required(Instant, "timestamp", "finished_at"),
+    *required(Text, "endpoint", "provider", "model"),
     *texts("requested_model", "model_version", "key_id", "account", "client_id"),
     *texts("client_request_id", "upstream_request_id"),
     *texts("agent_name", "tool_name", "session_id", "trace_id", "user_id", "tags"),
@@ -146,9 +144,7 @@ provider_health = Table(
     *key("provider", "model", "key_id"),
     Column("is_healthy", Boolean, nullable=False),
     Column("failure_rate", FLOAT, nullable=False),
-    Column("window_seconds", INT, nullable=False),
-    Column("sample_count", INT, nullable=False),
-    Column("consecutive_failures", INT, nullable=False),
+    *required(INT, "window_seconds", "sample_count", "consecutive_failures"),
     *instants("last_success_time", "last_failure_time", "last_check_time"),
     *texts("last_error_reason"),
     *ints("last_http_status"),
@@ -166,9 +162,7 @@ provider_health_events = Table(
     identity(),
     Column("timestamp", Instant, nullable=False),
     *key("provider", "model"),
-    Column("from_state", Text, nullable=False),
-    Column("to_state", Text, nullable=False),
-    Column("reason", Text, nullable=False),
+    *required(Text, "from_state", "to_state", "reason"),
     *instants("open_until"),
     *counts("openings"),
     UniqueConstraint("provider", "model", "timestamp", "to_state"),
@@ -184,8 +178,7 @@ tps_metrics = Table(
     Column("window_start", Instant, nullable=False),
     Column("tps", FLOAT, nullable=False),
     *floats("tps_p50", "tps_p95", "tps_min", "tps_max"),
-    Column("sample_count", INT, nullable=False),
-    Column("output_tokens", INT, nullable=False),
+    *required(INT, "sample_count", "output_tokens"),
     *floats("aggregate_tps", "avg_ttft_ms", "p95_ttft_ms"),
     UniqueConstraint("provider", "model", "window_minutes", "window_start"),
 )
@@ -245,8 +238,7 @@ errors = Table(
     Column("timestamp", Instant, nullable=False),
     *texts("request_id"),
     *ints("attempt"),
-    Column("error_type", Text, nullable=False),
-    Column("error_message", Text, nullable=False),
+    *required(Text, "error_type", "error_message"),
     *texts("stack_trace", "provider", "model_name", "endpoint", "client_id"),
     Column("severity", Text, nullable=False, server_default="error"),
     *ints("http_status"),
@@ -269,8 +261,7 @@ models = Table(
     *floats("input_price_per_mtok", "output_price_per_mtok", "cached_price_per_mtok"),
     *texts("price_source", "price_version"),
     Column("is_free", Boolean),
-    Column("first_seen", Instant, nullable=False),
-    Column("last_seen", Instant, nullable=False),
+    *required(Instant, "first_seen", "last_seen"),
     *texts("metadata"),
 )
 
@@ -340,6 +331,25 @@ api_credits = Table(
     one_of("reset_period", RESET_PERIODS),
     UniqueConstraint("kind", "provider", "key_id"),
 )
+
+budget_windows = Table(
+    "budget_windows",
+    metadata,
+    Column("account", Text, primary_key=True),
+    Column("start", Instant, primary_key=True),
+    *counts("spent_nano"),
+)
+
+budget_leases = Table(
+    "budget_leases",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("account", Text, nullable=False),
+    Column("start", Instant, nullable=False),
+    *counts("amount_nano", "spent_nano"),
+    Column("expires_at", Instant, nullable=False),
+)
+Index(None, budget_leases.c.account, budget_leases.c.start)
 
 running_figures = Table(
     "running_figures",

@@ -16,10 +16,10 @@ from proxy.errors import ErrorReason
 from proxy.metering.echo import without_echo
 from proxy.metering.pricing import nano_dollars
 from proxy.redact import shorten
-from proxy.store.tables import STATUSES
+from proxy.store.sets import STATUSES
 from proxy.tags import listed, tags, written
 from proxy.telemetry.dates import moment
-from proxy.types import CallRecord
+from proxy.types import BESIDE, CallRecord
 
 LEVELS = ("metadata", "full", "none")
 
@@ -31,7 +31,7 @@ _COUNTS = (
     *("cached_tokens", "cache_write_tokens", "reasoning_tokens"),
 )
 _AMOUNTS = ("cost_usd", "latency_ms", "time_to_first_token_ms")
-_UNTOLD: dict[str, Any] = dict.fromkeys(CallRecord.__struct_fields__[:-1])
+_UNTOLD: dict[str, Any] = dict.fromkeys(CallRecord.__struct_fields__[: -len(BESIDE)])
 
 
 class InvocationRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -167,6 +167,7 @@ def configuration(upstream: Upstream) -> dict[str, Any]:
         },
         "models": {"fast": {"targets": ["lab/down", "lab/json"]}},
         "prices": {"lab/json": {"input": 0.5, "output": 1.5, "cached_input": 0.1}},
+        "budgets": [{"name": "all", "limit_usd": 1000, "period": "day", "mode": "soft"}],
         "routing": {"breaker": {"failures": 1}},
         "telemetry": {"privacy_level": "full"},
     }
@@ -200,6 +201,7 @@ async def live(gateway: Gateway, upstream: Upstream) -> None:
     await gateway.client.post("/track/custom", json={**told, **who})
     client = {"name": "ann", "owner": "bo", "expires_at": "2099-01-01T00:00:00Z", "tags": ["a"]}
     may = {"models": ["*"], "providers": ["*"], "limits": {"rpm": 1}}
+    may |= {"budgets": [{"limit_usd": 1, "period": "24h"}]}
     made = (await gateway.client.post("/admin/keys", json={**client, **may})).json()["id"]
     await gateway.client.post(f"/admin/keys/{made}/rotate", json={})
     await gateway.client.delete(f"/admin/keys/{made}")

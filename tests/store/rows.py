@@ -13,9 +13,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from proxy.clock import new_id, now_ms
 from proxy.store.engine import Store
 from proxy.store.filters import Filters
-from proxy.types import CallRecord
+from proxy.types import BESIDE, CallRecord
 
-OPTIONAL = {name: None for name in CallRecord.__struct_fields__[:-1]}
+OPTIONAL = {name: None for name in CallRecord.__struct_fields__[: -len(BESIDE)]}
 
 
 def call(**changes: Any) -> CallRecord:

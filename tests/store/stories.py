@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from proxy.budget import Budget
 from proxy.changes import BreakerRecord, CooldownRecord
 from proxy.clients import Client, Secret
 from proxy.content import ContentRecord, pack
@@ -10,6 +11,7 @@ from proxy.store.clients import ClientTable
 from proxy.store.credits import Account, Credits
 from proxy.store.engine import Store
 from proxy.store.events import EventRecord
+from proxy.store.leases import LeaseTable
 from proxy.types import FaultRecord, ModelInfo
 from tests.store.rows import call, failed
 
@@ -40,7 +42,9 @@ def everything(at: int, model: str = "llama") -> list[object]:
 
 
 async def let_in(store: Store, at: int = NOON) -> None:
-    """A client with a key, and credits, which no batch brings."""
+    """A client with a key, credits, and a lease of a budget, which no batch brings."""
     client = Client(id=f"ck-{at}", name="ann", created_at=at)
     await ClientTable(store).create(client, Secret(f"d-{at}", client.id, at))
     await Credits(store).allow(Account("search", "tavily", f"k-{at}"), 10, "monthly", at)
+    budget = Budget("b", "b", 100, "day")
+    await LeaseTable(store).lease(budget, f"lease-{at}", at, at + 60_000, lambda left: left)

@@ -19,7 +19,7 @@ from proxy.store.engine import Store
 from proxy.store.formats import ExportError
 from proxy.store.records import insert_calls
 from proxy.store.tables import api_calls, daily_costs, metadata
-from proxy.types import CallRecord
+from proxy.types import BESIDE, CallRecord
 from tests.postgres_server import server
 from tests.store.databases import REACHABLE, database, migrated
 from tests.store.reading import AVAILABLE, read
@@ -64,7 +64,9 @@ def record(row: dict[str, Any]) -> CallRecord:
         "list_cost_nano_usd": row["list_cost_usd"],
     }
     values = row | {name: None if usd is None else round(usd * 1e9) for name, usd in nano.items()}
-    return CallRecord(**{name: values[name] for name in CallRecord.__struct_fields__[:-1]})
+    return CallRecord(
+        **{name: values[name] for name in CallRecord.__struct_fields__[: -len(BESIDE)]}
+    )
 
 
 def written(form: str, table: Any, *parts: list[dict[str, Any]]) -> bytes:

@@ -21,10 +21,8 @@ from proxy.errors import ErrorReason
 from proxy.store import breakers, migrate, rests, schema
 from proxy.store.engine import Store
 from proxy.store.rows import COLUMNS, WORDS, row
+from proxy.store.sets import COST_SOURCES, STATUSES, USAGE_SOURCES
 from proxy.store.tables import (
-    COST_SOURCES,
-    STATUSES,
-    USAGE_SOURCES,
     api_calls,
     metadata,
     provider_health,

@@ -27,8 +27,8 @@ DAY = 86_400_000
 ROLLED = {"rollups_minute", "rollups_hour"}
 AGING = {age.table.name for age in (*retention.AGES, *retention.CONTENTS)} - ROLLED
 KEPT = {"daily_costs", "models", "client_keys", "client_secrets", "rollup_series", "rollups_day"}
-KEPT |= {"api_credits"}
-PASSING = {"running_figures"}
+KEPT |= {"api_credits", "budget_windows"}
+PASSING = {"running_figures", "budget_leases"}
 """Rows that go by themselves, within the hour."""
 JOURNAL = {"journal_positions"}
 """A row goes with its segment."""

@@ -13,7 +13,7 @@ from proxy.clock import now_ms
 from proxy.errors import ErrorReason
 from proxy.store.engine import Store
 from proxy.store.rows import COLUMNS, KEPT, THOUSANDTHS, WORDS, kept, row
-from proxy.store.tables import COST_SOURCES, STATUSES, USAGE_SOURCES
+from proxy.store.sets import COST_SOURCES, STATUSES, USAGE_SOURCES
 from tests.store.rows import call, rows
 
 CLOSED = {

@@ -1,0 +1,67 @@
+"""Budgets as they are written, in the configuration and for a client's key."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from proxy.budget import NANO, Budget, Mode, Unpriced
+from proxy.fields import Lower, Name, Part, Usd
+from proxy.periods import period
+
+
+class KeyBudget(Part):
+    """A budget of one client."""
+
+    limit_usd: Annotated[Usd, Field(gt=0)]
+    period: Annotated[str, Lower]
+    time_zone: str = "UTC"
+    mode: Annotated[Mode, Lower] = "hard"
+    unpriced: Annotated[Unpriced, Lower] = "refuse"
+
+    def of(self, client_id: str, client: str, place: int) -> Budget:
+        """The budget of a client, at its place among those of that client."""
+        return Budget(
+            id=f"{client_id}-{place}",
+            name=client,
+            limit_nano=int(self.limit_usd * NANO),
+            period=self.period,
+            scope="client",
+            value=client_id,
+            time_zone=self.time_zone,
+            mode=self.mode,
+            unpriced=self.unpriced,
+        )
+
+    @model_validator(mode="after")
+    def _periodic(self) -> Self:
+        try:
+            period(self.period, self.time_zone)
+        except ValueError as error:
+            raise ValueError(f"period and time_zone: {error}") from None
+        return self
+
+
+class BudgetSettings(KeyBudget):
+    """A budget by its ``name``, of everybody, or of the client or provider that ``value`` is."""
+
+    name: Name
+    scope: Annotated[Literal["all", "client", "provider"], Lower] = "all"
+    value: str = ""
+
+    @model_validator(mode="after")
+    def _whose(self) -> Self:
+        if bool(self.value) == (self.scope == "all"):
+            raise ValueError("value: is needed with scope client and provider, and only there")
+        return self
+
+
+def _distinct(budgets: list[BudgetSettings]) -> list[BudgetSettings]:
+    names = [each.name for each in budgets]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"each budget needs a name of its own (twice: {', '.join(twice)})")
+    return budgets
+
+
+Budgets = Annotated[list[BudgetSettings], AfterValidator(_distinct)]

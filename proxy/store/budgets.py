@@ -1,0 +1,129 @@
+"""``budget_windows``: what was spent of each budget, in nano-dollars.
+
+A part of a window has a row from when it was first asked for, which begins with the sum of the
+calls that are there. From then on each transaction that writes calls adds them. So what stands here
+is the sum of the calls, whenever the budget was made.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from sqlalchemy import ColumnElement, bindparam, case, delete, func, insert, select, true, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from proxy.budget import SCOPES, Budget
+from proxy.periods import Window
+from proxy.store.tables import api_calls, budget_leases, budget_windows
+from proxy.types import CallRecord
+
+DEAREST = 10**15
+"""Nano-dollars: a million dollars. No call counts for more, whatever its provider says."""
+
+_windows, _leases, _calls = budget_windows.c, budget_leases.c, api_calls.c
+_ADD = (
+    update(budget_windows)
+    .where(_windows.account == bindparam("of"), _windows.start == bindparam("at"))
+    .values(spent_nano=_windows.spent_nano + bindparam("cost"))
+)
+_PAY = (
+    update(budget_leases)
+    .where(_leases.id == bindparam("lease"))
+    .values(spent_nano=_leases.spent_nano + bindparam("cost"))
+)
+
+
+async def settle(connection: AsyncConnection, calls: Sequence[CallRecord]) -> None:
+    """Add what the calls cost to the budgets that they count for, and to the leases that paid."""
+    spent: Counter[tuple[str, int]] = Counter()
+    paid: Counter[str] = Counter()
+    for call in calls:
+        if call.charges and call.cost_nano_usd is not None and call.cost_nano_usd > 0:
+            cost = min(call.cost_nano_usd, DEAREST)
+            for charge in call.charges:
+                spent[charge.account, charge.bucket] += cost
+                if charge.lease is not None:
+                    paid[charge.lease] += cost
+    if spent:
+        rows = [{"of": of, "at": at, "cost": cost} for (of, at), cost in sorted(spent.items())]
+        await connection.execute(_ADD, rows)
+    if paid:
+        rows = [{"lease": lease, "cost": cost} for lease, cost in sorted(paid.items())]
+        await connection.execute(_PAY, rows)
+
+
+async def spent(connection: AsyncConnection, budget: Budget, at: int) -> int:
+    """What is spent in the window of an instant."""
+    known, missing = await _known(connection, budget, at)
+    return known + sum([(await recomputed(connection, budget, each))[0] for each in missing])
+
+
+async def begin(connection: AsyncConnection, budget: Budget, at: int) -> int:
+    """``spent``, and from now on calls are added to all parts of the window. For a transaction in
+    which nobody else writes calls."""
+    total, missing = await _known(connection, budget, at)
+    if budget.span.hours is not None:  # what has rolled out of it comes never back
+        gone = (_windows.account == budget.account) & (
+            _windows.start < budget.span.window(at).start
+        )
+        await connection.execute(delete(budget_windows).where(gone))
+    if missing:
+        rows = []
+        first = await connection.scalar(
+            select(func.min(_calls.timestamp)).where(_calls.timestamp >= missing[0].start)
+        )
+        for each in missing:
+            none = first is None or each.end <= first
+            nano = 0 if none else (await recomputed(connection, budget, each))[0]
+            total += nano
+            rows.append({"account": budget.account, "start": each.start, "spent_nano": nano})
+        await connection.execute(insert(budget_windows), rows)
+    return total
+
+
+async def recomputed(
+    connection: AsyncConnection, budget: Budget, window: Window
+) -> tuple[int, int, int]:
+    """From the calls of a window that the budget counts: what they cost, how many have a cost, and
+    of how many more nobody knows it."""
+    nano = func.round(_calls.cost_estimate_usd * 1e9)
+    cost = func.sum(case((nano > DEAREST, DEAREST), (nano > 0, nano), else_=0))
+    unpriced = (_calls.cost_estimate_usd.is_(None)) & (_calls.usage_source != "none")
+    query = select(
+        cost, func.count(_calls.cost_estimate_usd), func.sum(case((unpriced, 1), else_=0))
+    ).where(_calls.timestamp >= window.start, _calls.timestamp < window.end, _counted(budget))
+    found = (await connection.execute(query)).one()
+    return int(found[0] or 0), found[1], int(found[2] or 0)
+
+
+async def leased(
+    connection: AsyncConnection, account: str, start: int, now: int, own: str = ""
+) -> int:
+    """What processes hold and have not spent. ``own`` counts although its time may be over."""
+    unspent = func.sum(_leases.amount_nano - _leases.spent_nano)
+    query = select(unspent).where(
+        _leases.account == account,
+        _leases.start == start,
+        _leases.amount_nano > _leases.spent_nano,
+        (_leases.expires_at > now) | (_leases.id == own),
+    )
+    return int(await connection.scalar(query) or 0)
+
+
+async def _known(connection: AsyncConnection, budget: Budget, at: int) -> tuple[int, list[Window]]:
+    """What the rows of a window say, and the parts of it that have none."""
+    period = budget.span
+    window = period.window(at)
+    query = select(_windows.start, _windows.spent_nano).where(
+        _windows.account == budget.account,
+        _windows.start >= window.start,
+        _windows.start < window.end,
+    )
+    found = {start: nano for start, nano in await connection.execute(query)}
+    return sum(found.values()), [e for e in period.buckets(window) if e.start not in found]
+
+
+def _counted(budget: Budget) -> ColumnElement[bool]:
+    column = SCOPES[budget.scope]
+    return true() if column is None else _calls[column] == budget.value

@@ -1,0 +1,319 @@
+"""Budgets: what is used up refuses or tells, and the ledger agrees with the rows."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import random
+import sqlite3
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack, closing, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from proxy import ledger
+from proxy.budget import Budget
+from proxy.clock import now_ms
+from proxy.ledger import LEASE_SECONDS
+from proxy.store.engine import Store
+from proxy.store.leases import LeaseTable
+from tests.gateway import Gateway, lab, running
+from tests.process import CHAT, Process, process
+from tests.store.databases import REACHABLE, address, create, drop, migrated
+from tests.upstream import Upstream, completion
+
+Start = Callable[..., Awaitable[Gateway]]
+MASTER = "tk-master-of-this-house"
+CALL_USD = 0.0001
+"""What each call costs, and is estimated to: 100 tokens at a dollar a million."""
+
+
+@pytest.fixture(autouse=True)
+def _answers(upstream: Upstream) -> None:
+    upstream.script = completion("Hi", prompt=9, output=100)
+
+
+def configuration(upstream: Upstream, *budgets: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {
+        "providers": {"lab": lab(upstream.url), "other": lab(upstream.url)},
+        "models": {"fast": {"targets": ["lab/json", "other/json"]}},
+        "prices": {
+            "lab/json": {"input": 0, "output": 1.0},
+            "other/json": {"input": 0, "output": 1.0},
+            "lab/free": {"input": 0, "output": 0},
+        },
+        "budgets": list(budgets),
+        **more,
+    }
+
+
+def budget(calls: float, **more: Any) -> dict[str, Any]:
+    """A budget for so many calls."""
+    return {"name": "team", "limit_usd": calls * CALL_USD, "period": "day", **more}
+
+
+async def ask(gateway: Gateway, model: str = "lab/json", **more: Any) -> httpx.Response:
+    return await gateway.chat(model, **{"max_tokens": 100, **more})
+
+
+async def status(gateway: Gateway) -> int:
+    """What a call on a connection of its own is answered with: httpx is slow with hundreds."""
+    body = {"model": "lab/json", "max_tokens": 100, "messages": [{"role": "user", "content": "hi"}]}
+    line = await gateway.dial(body, "connection: close")
+    return int((await line.rest()).split(b" ", 2)[1])
+
+
+async def audit(gateway: Gateway, name: str = "team") -> dict[str, Any]:
+    """The audit, once every row is there."""
+    answer = await gateway.client.get(f"/stats/budgets/{name}/audit")
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    assert found["difference_usd"] == 0
+    return found
+
+
+async def settled(gateway: Gateway, calls: int) -> None:
+    await gateway.rows(calls, "SELECT id FROM api_calls WHERE status = 'success'")
+
+
+async def test_a_thousand_calls_at_once_on_a_budget_for_ten_are_ten(
+    upstream: Upstream, start: Start
+) -> None:
+    gateway = await start(configuration(upstream, budget(10)))
+    answers = await asyncio.gather(*[status(gateway) for _ in range(1000)])
+    assert collections.Counter(answers) == {200: 10, 429: 990}
+    assert len([each for each in upstream.requests if each.method == "POST"]) == 10
+    await settled(gateway, 10)
+    assert (await audit(gateway))["spent_usd"] == pytest.approx(10 * CALL_USD)
+
+
+async def test_a_hard_budget_that_is_used_up_refuses_and_asks_nobody(
+    upstream: Upstream, start: Start
+) -> None:
+    gateway = await start(configuration(upstream, budget(2)))
+    assert [(await ask(gateway)).status_code for _ in range(2)] == [200, 200]
+    asked = len(upstream.requests)
+    answer = await ask(gateway)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["type"]) == (429, "insufficient_quota")
+    assert error["code"] == "insufficient_quota"
+    assert answer.headers["x-should-retry"] == "false"
+    assert "'team'" in error["message"]
+    assert "$0.00 is left" in error["message"]
+    row = await gateway.attempt(answer.headers["x-request-id"])
+    assert (row["status"], row["error_reason"]) == ("rejected", "quota_exceeded")
+    assert (await ask(gateway, "lab/free")).status_code == 200  # what costs nothing goes on
+    assert len(upstream.requests) == asked + 1
+    shown = (await gateway.client.get("/stats/budgets")).json()["data"]
+    assert [(each["id"], each["remaining_usd"]) for each in shown] == [("team", 0)]
+    (event,) = await gateway.rows(1, "SELECT * FROM custom_events")
+    assert (event["name"], event["value"]) == ("budget_used_up", 2 * CALL_USD)
+
+
+async def test_a_soft_budget_that_is_used_up_tells_and_goes_on(
+    upstream: Upstream, start: Start
+) -> None:
+    gateway = await start(configuration(upstream, budget(2, mode="soft")))
+    answers = [await ask(gateway) for _ in range(4)]
+    assert {answer.status_code for answer in answers} == {200}
+    told = [answer.headers.get("x-tollkeeper-budget") for answer in answers]
+    assert told[:2] == [None, None]
+    assert all(each.startswith("team; used=0.000") for each in told[2:])
+    await settled(gateway, 4)
+    assert (await audit(gateway))["spent_usd"] == pytest.approx(4 * CALL_USD)
+    assert (await gateway.client.get("/stats/budgets/team")).json()["state"] == "used_up"
+    assert len(gateway.select("SELECT * FROM custom_events")) == 1
+
+
+@pytest.mark.parametrize("kind", REACHABLE)
+async def test_two_gateways_on_one_database_spend_one_budget(
+    kind: str, upstream: Upstream, tmp_path: Path
+) -> None:
+    name = await create(migrated(kind)) if kind == "postgresql" else ""
+    url = address(name) if name else f"sqlite+aiosqlite:///{tmp_path}/calls.db"
+    config = configuration(upstream, budget(25), telemetry={"database_url": url})
+    async with AsyncExitStack() as stack:
+        if name:
+            stack.push_async_callback(drop, name)
+        gateways = []
+        for each in ("one", "two"):
+            folder = tmp_path / each
+            folder.mkdir()
+            gateway = await stack.enter_async_context(running(folder, config))
+            gateway.database = name or tmp_path / "calls.db"
+            gateways.append(gateway)
+        answers = await asyncio.gather(*[status(each) for each in gateways for _ in range(50)])
+        assert collections.Counter(answers) == {200: 25, 429: 75}
+        await settled(gateways[0], 25)
+        assert (await audit(gateways[1]))["spent_usd"] == pytest.approx(25 * CALL_USD)
+
+
+async def test_a_provider_whose_budget_is_used_up_is_passed_over(
+    upstream: Upstream, start: Start
+) -> None:
+    own = budget(1, scope="provider", value="lab")
+    gateway = await start(configuration(upstream, own))
+    answers = [await ask(gateway, "fast") for _ in range(3)]
+    served = [answer.headers["x-tollkeeper-provider"] for answer in answers]
+    assert served == ["lab", "other", "other"]
+    assert (await ask(gateway)).status_code == 429
+    await settled(gateway, 3)
+    assert (await audit(gateway))["calls"] == 1
+
+
+async def test_a_client_spends_its_own_budget_and_no_others(
+    upstream: Upstream, start: Start
+) -> None:
+    gateway = await start(configuration(upstream, auth={"master_key": MASTER}))
+
+    async def let_in(name: str, **more: Any) -> tuple[str, dict[str, str]]:
+        answer = await gateway.client.post("/admin/keys", json={"name": name, **more})
+        assert answer.status_code == 201, answer.text
+        return answer.json()["id"], {"authorization": f"Bearer {answer.json()['key']}"}
+
+    own = {"limit_usd": 2 * CALL_USD, "period": "24h"}
+    ann, by_ann = await let_in("ann", budgets=[own])
+    _, by_bo = await let_in("bo")
+    assert [(await ask(gateway, headers=by_ann)).status_code for _ in range(3)] == [200, 200, 429]
+    assert (await ask(gateway, headers=by_bo)).status_code == 200
+    await settled(gateway, 3)
+    found = await audit(gateway, f"{ann}-1")
+    assert (found["calls"], found["spent_usd"]) == (2, pytest.approx(2 * CALL_USD))
+    own_view = (await gateway.client.get("/v1/key", headers=by_ann)).json()["data"]
+    assert (own_view["limit"], own_view["limit_remaining"]) == (2 * CALL_USD, 0)
+    assert own_view["limit_reset"].endswith(":00:00.000Z")
+    others = (await gateway.client.get("/v1/key", headers=by_bo)).json()["data"]
+    assert (others["limit"], others["limit_remaining"], others["limit_reset"]) == (None,) * 3
+    (shown,) = (await gateway.client.get(f"/admin/keys/{ann}")).json()["budgets"]
+    assert (shown["limit_usd"], shown["period"], shown["mode"]) == (2 * CALL_USD, "24h", "hard")
+    bad = {"name": "cy", "budgets": [{"limit_usd": -1, "period": "day"}]}
+    assert (await gateway.client.post("/admin/keys", json=bad)).status_code == 422
+    denied = await gateway.client.get("/stats/budgets", headers=by_ann)
+    assert denied.status_code == 403
+
+
+async def test_a_model_without_a_price_is_refused_unless_that_is_allowed(
+    upstream: Upstream, start: Start
+) -> None:
+    strict = await start(configuration(upstream, budget(5)))
+    answer = await ask(strict, "lab/unheard-of")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "model_unpriced")
+    lenient = await start(configuration(upstream, budget(5, unpriced="allow")))
+    assert (await ask(lenient, "lab/unheard-of")).status_code == 200
+    await settled(lenient, 1)
+    found = await audit(lenient)
+    assert (found["spent_usd"], found["unpriced_calls"]) == (0, 1)
+
+
+async def test_what_was_spent_before_there_was_a_budget_counts(
+    upstream: Upstream, tmp_path: Path
+) -> None:
+    async with running(tmp_path, configuration(upstream)) as gateway:
+        assert [(await ask(gateway)).status_code for _ in range(3)] == [200] * 3
+        await settled(gateway, 3)
+    async with running(tmp_path, configuration(upstream, budget(4))) as gateway:
+        assert [(await ask(gateway)).status_code for _ in range(2)] == [200, 429]
+        await settled(gateway, 4)
+        assert (await audit(gateway))["spent_usd"] == pytest.approx(4 * CALL_USD)
+
+
+async def test_what_nobody_uses_is_given_back(
+    upstream: Upstream, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger, "RENEW_SECONDS", 0.02)
+    gateway = await start(configuration(upstream, budget(1000)))
+    assert (await ask(gateway)).status_code == 200
+    free = "SELECT 1 FROM budget_leases WHERE amount_nano > 0 AND amount_nano = spent_nano"
+    await gateway.rows(1, free)
+    (shown,) = (await gateway.client.get("/stats/budgets")).json()["data"]
+    assert (shown["reserved_usd"], shown["spent_usd"]) == (0, pytest.approx(CALL_USD))
+
+
+async def test_a_call_that_is_tracked_counts_too(upstream: Upstream, start: Start) -> None:
+    gateway = await start(configuration(upstream, budget(2)))
+    told = {"provider": "lab", "model": "json", "status": "success", "cost_usd": 2 * CALL_USD}
+    assert (await ask(gateway)).status_code == 200
+    assert (await gateway.client.post("/track/inference", json=told)).status_code == 201
+    await gateway.rows(2, "SELECT id FROM api_calls")
+    assert (await audit(gateway))["spent_usd"] == pytest.approx(3 * CALL_USD)
+    assert (await ask(gateway)).status_code == 429
+
+
+@pytest.mark.sqlite
+async def test_without_its_database_a_hard_budget_uses_up_what_is_leased_and_then_refuses(
+    upstream: Upstream, start: Start
+) -> None:
+    gateway = await start(configuration(upstream, budget(300)))
+    assert (await ask(gateway)).status_code == 200  # and a hundredth is leased beyond: 3 calls
+    await settled(gateway, 1)
+    connection = sqlite3.connect(gateway.database, isolation_level=None, check_same_thread=False)
+    with closing(connection) as other:
+        await asyncio.to_thread(other.execute, "BEGIN IMMEDIATE")  # it may have to wait
+        assert [(await ask(gateway)).status_code for _ in range(4)] == [200, 200, 200, 503]
+        other.execute("ROLLBACK")
+    for _ in range(200):
+        if (answer := await ask(gateway)).status_code == 200:
+            break
+        assert answer.json()["error"]["code"] == "budget_unavailable"
+        await asyncio.sleep(0.02)
+    await settled(gateway, 5)
+    assert (await audit(gateway))["spent_usd"] == pytest.approx(5 * CALL_USD)
+
+
+@pytest.mark.sqlite
+@pytest.mark.parametrize("rounds", [1, pytest.param(20, marks=pytest.mark.soak)])
+async def test_a_gateway_that_is_killed_leaves_nothing_reserved(
+    rounds: int, upstream: Upstream, tmp_path: Path
+) -> None:
+    more = {
+        "budgets": [budget(10**6)],
+        "prices": {"lab/json": {"input": 0, "output": 1.0}},
+    }
+    team = Budget("team", "team", round(10**6 * CALL_USD * 10**9), "day")
+    store = Store(f"sqlite+aiosqlite:///{tmp_path}/calls.db")
+    table = LeaseTable(store)
+
+    async def load(gateway: Process) -> None:
+        with suppress(OSError, AssertionError):  # it is gone
+            while True:
+                line = await gateway.dial({"model": "lab/json", "max_tokens": 100, **CHAT})
+                try:
+                    await line.until(b"usage")
+                finally:
+                    await line.hang_up()
+
+    for _ in range(rounds):
+        async with process(tmp_path, upstream, **more) as gateway:
+            clients = [asyncio.create_task(load(gateway)) for _ in range(8)]
+            await asyncio.sleep(random.uniform(0.05, 0.3))
+            await gateway.killed()
+            await asyncio.gather(*clients)
+        await store.open()
+        now = now_ms()
+        assert (await table.standing(team, now)).leased > 0
+        assert (await table.standing(team, now + round(LEASE_SECONDS * 1000))).leased == 0
+    made = len([each for each in upstream.requests if each.method == "POST"])
+    async with running(tmp_path, configuration(upstream)) as gateway:  # takes in what is left
+        await gateway.rows(made, "SELECT id FROM api_calls WHERE is_final")
+        found = await table.audit(team, now_ms())
+        assert found.spent == found.recomputed > 0
+    await store.close()
+
+
+@pytest.mark.sqlite
+@pytest.mark.soak
+async def test_four_workers_spend_one_budget(upstream: Upstream, tmp_path: Path) -> None:
+    more = {"budgets": [budget(25)], "prices": {"lab/json": {"input": 0, "output": 1.0}}}
+
+    async def one(gateway: Process) -> int:
+        line = await gateway.dial({"model": "lab/json", "max_tokens": 100, **CHAT})
+        status = int((await line.until(b"\r\n")).split(b" ", 2)[1])
+        await line.hang_up()
+        return status
+
+    async with process(tmp_path, upstream, workers=4, **more) as gateway:
+        answers = await asyncio.gather(*[one(gateway) for _ in range(300)])
+    assert collections.Counter(answers) == {200: 25, 429: 275}

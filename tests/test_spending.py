@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from proxy.budget import Budget
+from proxy.clients import Client
+from proxy.errors import ErrorReason, GatewayError
+from proxy.metering.pricing import Prices
+from proxy.schema import Price, Settings
+from proxy.spending import ASSUMED, Spending
+from proxy.store.address import StoreError
+from proxy.store.engine import Store
+from proxy.store.events import EventRecord
+from proxy.types import Caller, CallRecord, Demand, Plan, Target
+from tests.store.rows import call
+from tests.test_ledger import Table
+
+CHEAP, DEAR, FREE, UNKNOWN = (Target("lab", name) for name in ("cheap", "dear", "free", "new"))
+OTHER = Target("other", "cheap")
+NOBODY = Caller()
+PRICES = {"*/cheap": 1, "*/dear": 2, "*/free": 0}
+DEMAND = Demand(tokens=0, max_tokens=100)  # 100,000 nano-dollars of the cheap one
+
+
+class Office:
+    """What spends goes by: ``left`` nano-dollars of every budget, and what is written."""
+
+    def __init__(self, tasks: asyncio.TaskGroup, *budgets: dict[str, Any], left: int) -> None:
+        prices = {name: Price(input=0, output=usd) for name, usd in PRICES.items()}
+        self.clients: dict[str, Client] = {}
+        self.records = SimpleNamespace(kept=[], settle=None)
+        self.records.keep = self.records.kept.append
+        keys = SimpleNamespace(get=self.clients.get, all=lambda: list(self.clients.values()))
+        self.spending = Spending(
+            Store(None),
+            keys,  # type: ignore[arg-type]
+            Prices(prices, {}),
+            self.records,  # type: ignore[arg-type]
+            tasks.create_task,
+        )
+        self.table = Table(left)
+        self.spending.ledger._table = self.table  # type: ignore[assignment]
+        named = [{"name": "b", "limit_usd": 1, "period": "day", **each} for each in budgets]
+        self.spending.configure(Settings(budgets=named))
+
+    async def admit(
+        self, *targets: Target, caller: Caller = NOBODY, demand: Demand = DEMAND, answers: int = 1
+    ) -> tuple[Plan, list[tuple[bytes, bytes]]]:
+        plan = Plan("fast", targets, instead={ErrorReason.CONTEXT_LENGTH: (OTHER, UNKNOWN)})
+        return await self.spending.admit("r", caller, plan, demand, answers)
+
+    @property
+    def reserved(self) -> int:
+        return sum(
+            account.lease.reserved
+            for account in self.spending.ledger._accounts.values()
+            if account.lease is not None
+        )
+
+
+@pytest_asyncio.fixture
+async def tasks() -> AsyncIterator[asyncio.TaskGroup]:
+    async with asyncio.TaskGroup() as group:
+        yield group
+
+
+def record(cost: int | None, **more: Any) -> CallRecord:
+    return call(**{"request_id": "r", "provider": "lab", "cost_nano_usd": cost, **more})
+
+
+async def test_the_dearest_target_is_reserved_until_the_last_row(tasks: asyncio.TaskGroup) -> None:
+    office = Office(tasks, {}, left=10**9)
+    plan, told = await office.admit(CHEAP, DEAR)
+    assert (plan.targets, told) == ((CHEAP, DEAR), [])
+    assert office.reserved == 200_000
+    failed = office.spending.settle(record(30, is_final=False))
+    assert office.reserved == 200_000
+    last = office.spending.settle(record(70_000, attempt=2))
+    assert office.reserved == 0
+    ((first,), (second,)) = failed.charges, last.charges
+    assert first.lease == second.lease is not None
+    (account,) = office.spending.ledger._accounts.values()
+    assert account.lease is not None
+    assert account.lease.used == 70_030
+    assert office.spending.settle(record(5, attempt=3)).charges[0].lease is None
+
+
+@pytest.mark.parametrize(
+    ("demand", "answers", "nano"),
+    [
+        (Demand(tokens=50), 1, ASSUMED * 1000),
+        (Demand(max_tokens=10), 3, 30_000),
+        (Demand(max_tokens=10), 0, 0),
+        (Demand(max_tokens=-5), 1, 0),
+    ],
+)
+async def test_what_a_call_is_taken_to_cost(
+    demand: Demand, answers: int, nano: int, tasks: asyncio.TaskGroup
+) -> None:
+    office = Office(tasks, {}, left=10**9)
+    await office.admit(CHEAP, demand=demand, answers=answers)
+    assert office.reserved == nano
+
+
+async def test_a_hard_budget_refuses_and_says_why(tasks: asyncio.TaskGroup) -> None:
+    office = Office(tasks, {}, left=99_999)
+    for _ in range(2):
+        with pytest.raises(GatewayError) as caught:
+            await office.admit(CHEAP)
+    error = caught.value
+    assert (error.status, error.type, error.code) == (429, *["insufficient_quota"] * 2)
+    assert error.should_retry is False
+    assert "'b' ($1.00 per day) is used up: $0.000099999 is left" in error.message
+    assert "$0.0001; it resets at 2" in error.message
+    (told,) = office.records.kept
+    assert isinstance(told, EventRecord)
+    assert (told.name, told.value) == ("budget_used_up", 1.0)
+    assert (await office.admit(FREE))[0].targets == (FREE,)
+
+
+async def test_a_soft_budget_tells(tasks: asyncio.TaskGroup) -> None:
+    office = Office(tasks, {"mode": "soft"}, left=5)
+    _, told = await office.admit(CHEAP)
+    assert told == [(b"x-tollkeeper-budget", b"b; used=0.999999995; limit=1.00")]
+    assert office.spending.settle(record(100_000)).charges[0].lease is None
+    assert len(office.records.kept) == 1
+
+
+async def test_a_price_that_nobody_knows(tasks: asyncio.TaskGroup) -> None:
+    office = Office(tasks, {}, left=10**9)
+    plan, _ = await office.admit(UNKNOWN, CHEAP)
+    assert plan.targets == (CHEAP,)
+    assert plan.instead == {ErrorReason.CONTEXT_LENGTH: (OTHER,)}
+    with pytest.raises(GatewayError) as caught:
+        await office.admit(UNKNOWN)
+    assert (caught.value.status, caught.value.code) == (403, "model_unpriced")
+    for lenient in ({"unpriced": "allow"}, {"mode": "soft"}):
+        office = Office(tasks, lenient, left=10**9)
+        plan, _ = await office.admit(UNKNOWN)
+        assert plan.targets == (UNKNOWN,)
+
+
+async def test_a_provider_whose_budget_is_used_up_is_left_out(tasks: asyncio.TaskGroup) -> None:
+    office = Office(tasks, {"scope": "provider", "value": "lab"}, left=99_999)
+    plan, _ = await office.admit(CHEAP, OTHER)
+    assert plan.targets == (OTHER,)
+    with pytest.raises(GatewayError, match="used up"):
+        await office.admit(CHEAP)
+    assert office.spending.settle(record(1, provider="other")).charges == ()
+    assert len(office.spending.settle(record(1)).charges) == 1
+
+
+async def test_a_client_pays_of_its_own_budgets(tasks: asyncio.TaskGroup) -> None:
+    office = Office(tasks, {"scope": "client", "value": "ck-2"}, left=10**9)
+    own = Budget("ck-1-1", "ann", 10**9, "day", "client", "ck-1")
+    ann = office.clients["ck-1"] = Client("ck-1", "ann", 0, budgets=(own,))
+    await office.admit(CHEAP, caller=Caller("ck-1", ann))
+    (charge,) = office.spending.settle(record(1, client_id="ck-1")).charges
+    assert charge.account == own.account
+    assert charge.lease is not None
+    await office.admit(CHEAP, caller=Caller("ck-2"))
+    (charge,) = office.spending.settle(record(1, client_id="ck-2")).charges
+    assert charge.account.startswith("b client:ck-2")
+    assert await office.admit(CHEAP, caller=Caller("ck-3"))
+    assert office.spending.settle(record(1, client_id="ck-3")).charges == ()
+    assert [each.id for each in office.spending.budgets()] == ["b", "ck-1-1"]
+
+
+async def test_a_cost_that_is_not_known_yet_is_taken_as_estimated(tasks: asyncio.TaskGroup) -> None:
+    office = Office(tasks, {}, left=10**9)
+    await office.admit(CHEAP)
+    assert len(office.spending.settle(record(None)).charges) == 1
+    (account,) = office.spending.ledger._accounts.values()
+    assert account.lease is not None
+    assert (account.lease.used, account.lease.reserved) == (100_000, 0)
+
+
+async def test_a_call_that_never_was_pays_nothing(tasks: asyncio.TaskGroup) -> None:
+    office = Office(tasks, {}, left=10**9)
+    await office.admit(CHEAP)
+    refused = record(None, usage_source="none", cost_source="none")
+    assert office.spending.settle(refused) is refused
+    assert office.reserved == 0
+
+
+async def test_a_ledger_that_is_away_stops_hard_budgets_alone(tasks: asyncio.TaskGroup) -> None:
+    for mode in ("hard", "soft"):
+        office = Office(tasks, {"mode": mode}, left=10**9)
+        office.table.error = StoreError("no database")
+        if mode == "soft":
+            assert (await office.admit(CHEAP))[1] == []
+            continue
+        with pytest.raises(GatewayError, match="no database") as caught:
+            await office.admit(CHEAP)
+        assert (caught.value.status, caught.value.code) == (503, "budget_unavailable")
+
+
+async def test_without_a_budget_nothing_is_done(tasks: asyncio.TaskGroup) -> None:
+    office = Office(tasks, left=0)
+    plan, told = await office.admit(UNKNOWN)
+    assert (plan.targets, told) == ((UNKNOWN,), [])
+    row = record(5)
+    assert office.spending.settle(row) is row
