@@ -131,17 +131,13 @@ class Entry:
 
         def counted(at: int, used: Sequence[int]) -> None:
             self._claimed, self._at = windows, at
-            self._quota.hear(used)
+            self._quota.hear(windows, used)
 
         denial = await state.claim([], claims, counted=counted)
         if denial is None:
             return
         use.undo()
-        now = monotonic()
-        for window in windows:
-            if window.name == denial.name:
-                window.blocked_until = now + denial.wait
-        raise _full(self._quota.shortage(now, use.tokens))
+        raise _full(self._quota.denied(denial.name, denial.wait, monotonic(), use.tokens))
 
     def end(self, meter: Meter) -> None:
         """It is over, however it ended. Only the first time counts."""

@@ -139,10 +139,24 @@ class Quota:
                 worst = Shortage(name, window.room, used, needs, wait)
         return worst
 
-    def hear(self, used: Iterable[int]) -> None:
-        """What each of the windows holds by now, of all who share them."""
-        for window, together in zip(self.windows.values(), used, strict=False):
+    def hear(self, windows: Iterable[Sliding], used: Iterable[int]) -> None:
+        """What these windows hold by now, of all who share them."""
+        for window, together in zip(windows, used, strict=False):
             self._others[window] = max(0, together - window.used)
+
+    def denied(self, window_name: str, wait: float, now: float, tokens: int) -> Shortage:
+        """With what others use, a window has no room for a call, for so many seconds.
+
+        Where it counts requests nobody is let in until then. Of tokens a smaller call may need
+        less, so each is asked for; used is what is known of, as much at least as must be.
+        """
+        for name, window in self.windows.items():
+            if window.name == window_name and window.limit.kind == "tokens":
+                amount, known = window.limit.amount, window.used + self._others.get(window, 0)
+                return Shortage(name, amount, max(known, amount - tokens + 1), tokens, wait)
+            if window.name == window_name:
+                window.blocked_until = now + wait
+        return self.shortage(now, tokens)
 
     def standings(self, now: float) -> list[Standing]:
         """How things stand, for requests and for tokens, where these are limited."""

@@ -187,6 +187,16 @@ async def test_what_others_have_used_up_is_refused_and_not_asked_for_again() -> 
     assert (await told(entry))["x-ratelimit-remaining-requests"] == "0"
 
 
+async def test_where_others_used_the_tokens_a_smaller_call_may_still_go() -> None:
+    state = State()
+    gate = Gate(state)  # type: ignore[arg-type]
+    state.denials.append(Denial("client:ck-1:tokens:60", 30.0, None))
+    with pytest.raises(GatewayError, match=r"limit 100, used 41, this call needs about 60") as late:
+        await enter(gate, tpm=100).admit(CHAT, 50, Asked(max_tokens=10))
+    assert late.value.retry_after == 30
+    await enter(gate, tpm=100).admit(CHAT, 5, Asked(max_tokens=5))
+
+
 async def test_what_is_left_is_told_of_what_all_use_together() -> None:
     state = State()
     state.others = 4
