@@ -83,8 +83,8 @@ def key(**members: Any) -> dict[str, Any]:
         ({"server": []}, "server: must be a mapping"),
         (
             {"serve": {}},
-            "serve: is not a setting; did you mean server?"
-            " accepted: auth, models, prices, providers, routing, server, state, telemetry",
+            "serve: is not a setting; did you mean server? accepted: auth, budgets,"
+            " models, prices, providers, routing, server, state, telemetry",
         ),
         ({"models": {"a": {"targets": []}}}, "models.a.targets: must not be empty"),
         ({"models": {"a": {}}}, "models.a.targets: is missing"),
