@@ -21,7 +21,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 HOUSE = (
-    "types clients sample errors reasons clock duration when log redact content loopback"
+    "types bounds clients sample errors reasons clock duration when log redact content loopback"
     " election places config schema fields document mistakes discovery",
     "routing providers metering store observe sharing",
     "relay telemetry keys",
