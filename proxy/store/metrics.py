@@ -206,7 +206,7 @@ def _totals(row: Mapping[str, Any]) -> Values:
 
 
 def _int(sum: Any) -> int | None:
-    """PostgreSQL's sums are decimals."""
+    """Sums are floating-point numbers: see ``sources.total``."""
     return None if sum is None else int(sum)
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, cast, func, select
+from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from proxy.errors import ErrorReason
-from proxy.store.columns import FLOAT
+from proxy.store.sources import total
 from proxy.store.tables import api_calls
 
 _GRAINS = {60: 1000, 86_400: 60_000}
@@ -35,10 +35,9 @@ async def used(connection: AsyncConnection, seconds: int, now: int) -> Sequence[
     """
     table = api_calls.c
     oldest = func.min(table.timestamp)
-    tokens = cast(table.total_tokens, FLOAT)  # a sum of which no size is too large
     owner = (table.provider, table.key_id, table.account, table.model)
     query = (
-        select(*owner, oldest, func.count(), func.coalesce(func.sum(tokens), 0))
+        select(*owner, oldest, func.count(), func.coalesce(total(table.total_tokens), 0))
         .where(
             table.timestamp >= now - seconds * 1000,
             table.status != "rejected",
