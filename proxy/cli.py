@@ -46,7 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or (words[0].startswith("-") and words[0] not in ("-h", "--help", "--version")):
         words.insert(0, "serve")
-    options = _parser().parse_args(words)
+    parser = _parser()
+    options = parser.parse_args(words)
+    if options.command in ("export", "reprice") and options.since > options.until:
+        parser.error("argument --since: must not be after --until, which is now if not given")
 
     read = partial(load, options.config, _arguments(options))
     try:
@@ -69,8 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(asyncio.run(prune(settings, options.older_than, options.dry_run)))
             return 0
         if options.command == "reprice":
-            until = now_ms() + 1 if options.until is None else options.until
-            print(asyncio.run(reprice(settings, options.since, until, options.dry_run)))
+            print(asyncio.run(reprice(settings, options.since, options.until, options.dry_run)))
             return 0
         start = serve if settings.server.workers == 1 else supervise
         return start(settings, lambda text: print(text, flush=True), read)
@@ -193,7 +195,11 @@ def _add_export(command: argparse.ArgumentParser) -> None:
         "--since", type=_when, default=0, metavar="WHEN", help=f"the first moment: {ago} (all)"
     )
     command.add_argument(
-        "--until", type=_when, metavar="WHEN", help="the moment before which it ends (now)"
+        "--until",
+        type=_when,
+        default=now_ms() + 1,
+        metavar="WHEN",
+        help="the moment before which it ends (now)",
     )
     command.add_argument(
         "--format", choices=FORMATS, default=FORMATS[0], help=f"({FORMATS[0]}); parquet: an extra"
@@ -220,7 +226,11 @@ def _add_reprice(command: argparse.ArgumentParser) -> None:
         help="the first moment: RFC 3339, a date, or a time ago such as 7d",
     )
     command.add_argument(
-        "--until", type=_when, metavar="WHEN", help="the moment before which it ends (now)"
+        "--until",
+        type=_when,
+        default=now_ms() + 1,
+        metavar="WHEN",
+        help="the moment before which it ends (now)",
     )
     command.add_argument("--dry-run", action="store_true", help="only say what would change")
 
@@ -252,10 +262,8 @@ def _limit(text: str) -> dict[str, int]:
 
 
 def _export(settings: Settings, options: argparse.Namespace) -> int:
-    until = now_ms() + 1 if options.until is None else options.until
-    rows = asyncio.run(
-        export(settings, options.table, options.since, until, options.format, options.output)
-    )
+    window = options.since, options.until
+    rows = asyncio.run(export(settings, options.table, *window, options.format, options.output))
     print(_count(rows, "row"), file=sys.stderr)
     return 0
 

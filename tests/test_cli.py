@@ -248,6 +248,17 @@ def test_reprice_tells_in_one_line_why_not(capsys: pytest.CaptureFixture[str]) -
     assert "required: --since" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["export", "reprice"])
+@pytest.mark.parametrize("until", [["--until", "2025-01-01"], []])
+def test_a_window_that_ends_before_it_begins_is_a_mistake(
+    command: str, until: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main([command, "--since", "2101-01-01", *until])
+    assert ended.value.code == 2
+    assert "argument --since: must not be after --until" in capsys.readouterr().err
+
+
 def test_an_unknown_word_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     for words in (["explode"], ["--prot", "1"], ["check", "more"], ["--conf", "x"]):
         with pytest.raises(SystemExit) as caught:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from proxy.api import body
 from proxy.api.body import bad
+from proxy.bounds import MOST_TOKENS, MOST_USD
 from proxy.clock import new_id, now_ms
 from proxy.content import Content
 from proxy.errors import ErrorReason, GatewayError
@@ -45,8 +46,9 @@ Text = Annotated[str, Field(pattern="^[^\x00]*$")]  # PostgreSQL takes no NUL
 Name = Annotated[Text, Field(min_length=1, max_length=200)]
 Word = Annotated[Text, Field(max_length=64)]
 """Too short for a prompt."""
-Count = Annotated[int, Field(ge=0, lt=2**63)]
+Count = Annotated[int, Field(ge=0, le=MOST_TOKENS)]
 Amount = Annotated[float, Field(ge=0, lt=1e9, allow_inf_nan=False)]
+Money = Annotated[float, Field(ge=0, le=MOST_USD, allow_inf_nan=False)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Status = Annotated[int, Field(ge=100, le=599)]
 
@@ -88,7 +90,7 @@ class Inference(Told):
     cached_tokens: Count | None = None
     cache_write_tokens: Count | None = None
     reasoning_tokens: Count | None = None
-    cost_usd: Amount | None = None
+    cost_usd: Money | None = None
     response_time_ms: Amount | None = None
     time_to_first_token_ms: Amount | None = None
 

@@ -28,6 +28,7 @@ from typing import Literal, Protocol, TypeVar
 
 import msgspec
 
+from proxy.bounds import MOST_NANO_USD
 from proxy.clock import monotonic
 from proxy.types import Target, Usage
 
@@ -134,7 +135,8 @@ def cost(usage: Usage, rates: Rates) -> int | None:
     """The cost in nano-dollars: exact sums, rounded once at the end, half up; never negative.
 
     Counts are inclusive: cached tokens are inside the input, reasoning inside the output. None
-    if a count or a rate that matters is not known; a count matters only where it costs something.
+    if a count or a rate that matters is not known (a count matters only where it costs something),
+    or if it is more than a call can cost.
     """
     if rates.tiers and usage.input_tokens is None:
         return None
@@ -160,7 +162,8 @@ def cost_at(usage: Usage, level: Level) -> int | None:
     )
     if paid_in is None or paid_out is None:
         return None
-    return (paid_in + paid_out + _PER_MILLION // 2) // _PER_MILLION
+    paid = (paid_in + paid_out + _PER_MILLION // 2) // _PER_MILLION
+    return paid if paid <= MOST_NANO_USD else None
 
 
 def _side(

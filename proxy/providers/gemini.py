@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo
 import msgspec
 
 from proxy.providers.base import Dialect, listed
-from proxy.providers.members import number
+from proxy.providers.members import tokens
 from proxy.providers.usage import count
 from proxy.types import ModelInfo, Usage
 
@@ -27,18 +27,18 @@ class Gemini(Dialect):
 
     def usage(self, raw: Mapping[str, Any]) -> Usage:
         """``completion_tokens`` leaves the thoughts out; only the total has them."""
-        total = number(raw.get("total_tokens"))
+        total = tokens(raw.get("total_tokens"))
         usage = count({**raw, "total_tokens": None})  # what is beyond its parts is no cached input
         if total is None or usage.input_tokens is None:
             return usage if total is None else msgspec.structs.replace(usage, total_tokens=total)
-        sent = number(raw.get("completion_tokens")) or 0
+        sent = tokens(raw.get("completion_tokens")) or 0
         output = max(sent, total - usage.input_tokens)
         return msgspec.structs.replace(
             usage,
             output_tokens=output,
             total_tokens=total,
             hidden_tokens=output - sent,
-            reasoning_tokens=max(usage.reasoning_tokens or 0, output - sent),
+            reasoning_tokens=min(output, max(usage.reasoning_tokens or 0, output - sent)),
         )
 
     def models(self, provider: str, body: bytes) -> list[ModelInfo]:

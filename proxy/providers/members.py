@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-_LARGEST = 2**53  # a count beyond this is no count, and would not fit a database's integer
+from proxy.bounds import MOST_TOKENS
+
+_LARGEST = 2**53  # a count beyond this is no count
 
 
 def number(value: Any) -> int | None:
@@ -13,6 +15,12 @@ def number(value: Any) -> int | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return int(value) if 0 <= value <= _LARGEST and value == int(value) else None
+
+
+def tokens(value: Any) -> int | None:
+    """A count of tokens that one call can have, else None."""
+    count = number(value)
+    return count if count is None or count <= MOST_TOKENS else None
 
 
 def text(value: Any) -> str | None:
@@ -27,5 +35,5 @@ def inner(entry: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def first(entry: Mapping[str, Any], *names: str) -> int | None:
-    """The first of the members that is a count; 0 is one, null is none."""
-    return next((count for name in names if (count := number(entry.get(name))) is not None), None)
+    """The first of the members that is a count of tokens; 0 is one, null is none."""
+    return next((count for name in names if (count := tokens(entry.get(name))) is not None), None)

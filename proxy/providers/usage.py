@@ -18,7 +18,8 @@ from collections.abc import Mapping
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Any, NamedTuple
 
-from proxy.providers.members import first, inner, number
+from proxy.bounds import MOST_USD
+from proxy.providers.members import first, inner, tokens
 from proxy.types import Usage
 
 
@@ -56,10 +57,10 @@ def count(raw: Mapping[str, Any]) -> Usage:
         cached_tokens=read,
         cache_write_tokens=written,
         reasoning_tokens=_share(told.thought, output_tokens),
-        input_audio_tokens=_share(number(given.get("audio_tokens")), input_tokens),
-        output_audio_tokens=_share(number(made.get("audio_tokens")), output_tokens),
-        input_image_tokens=_share(number(given.get("image_tokens")), input_tokens),
-        output_image_tokens=_share(number(made.get("image_tokens")), output_tokens),
+        input_audio_tokens=_share(tokens(given.get("audio_tokens")), input_tokens),
+        output_audio_tokens=_share(tokens(made.get("audio_tokens")), output_tokens),
+        input_image_tokens=_share(tokens(given.get("image_tokens")), input_tokens),
+        output_image_tokens=_share(tokens(made.get("image_tokens")), output_tokens),
         cost_nano_usd=_nano(raw.get("cost")),
     )
 
@@ -76,16 +77,16 @@ def _told(raw: Mapping[str, Any], given: Mapping[str, Any], made: Mapping[str, A
     written = first(given, "cache_write_tokens", "cache_creation_tokens")
     if written is None:
         written = first(raw, "cache_creation_input_tokens")
-    tokens, missed = first(raw, "prompt_tokens"), first(raw, "prompt_cache_miss_tokens")
+    prompt, missed = first(raw, "prompt_tokens"), first(raw, "prompt_cache_miss_tokens")
     own = first(raw, "input_tokens")
     return _Told(
-        given=next((each for each in (tokens, own, missed) if each is not None), None),
+        given=next((each for each in (prompt, own, missed) if each is not None), None),
         made=first(raw, "completion_tokens", "output_tokens"),
-        total=number(raw.get("total_tokens")),
+        total=tokens(raw.get("total_tokens")),
         read=read,
         written=written,
         thought=first(made, "reasoning_tokens"),
-        beside=tokens is None and (own is None or "cache_read_input_tokens" in raw),
+        beside=prompt is None and (own is None or "cache_read_input_tokens" in raw),
     )
 
 
@@ -119,6 +120,6 @@ def _share(share: int | None, whole: int | None) -> int | None:
 
 def _nano(value: Any) -> int | None:
     """Dollars as whole nano-dollars, half up; a float counts as the decimal that it prints as."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1e6:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MOST_USD:
         return None
     return int(Decimal(str(value)).scaleb(9).to_integral_value(ROUND_HALF_UP))

@@ -11,9 +11,10 @@ from datetime import date
 from functools import cache
 from typing import Any, Protocol
 
-from sqlalchemy import bindparam, func, update
+from sqlalchemy import bindparam, case, func, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from proxy.bounds import MOST_SUM, saturated
 from proxy.store.columns import FLOAT
 from proxy.store.tables import daily_costs
 from proxy.store.upsert import Insert, insert_into
@@ -102,10 +103,14 @@ def _addition(dialect: str) -> Insert:
     insert = insert_into(daily_costs, dialect)
     old, new = daily_costs.c, insert.excluded
     dollars = func.round(old.total_cost_usd * _NANO) + func.round(new.total_cost_usd * _NANO)
+    # As ``saturated``, but without the sum that may be too large for the database.
+    sums = {
+        name: case((old[name] > MOST_SUM - new[name], MOST_SUM), else_=old[name] + new[name])
+        for name in _SUMS
+        if name != "nano_usd"
+    }
     return insert.on_conflict_do_update(
-        index_elements=_KEY,
-        set_={name: old[name] + new[name] for name in _SUMS if name != "nano_usd"}
-        | {"total_cost_usd": dollars / _NANO},
+        index_elements=_KEY, set_={**sums, "total_cost_usd": dollars / _NANO}
     )
 
 
@@ -145,6 +150,7 @@ def _count(sums: dict[str, int], call: CallRecord) -> None:
 
 
 def _row(of: Key, sums: dict[str, int]) -> dict[str, Any]:
-    row: dict[str, Any] = dict(zip(_KEY, of, strict=True)) | sums
+    row: dict[str, Any] = dict(zip(_KEY, of, strict=True))
+    row |= {name: saturated(total) for name, total in sums.items()}
     row["total_cost_usd"] = row.pop("nano_usd") / _NANO
     return row

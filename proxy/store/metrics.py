@@ -328,6 +328,11 @@ def told(sums: Sums) -> Values:
     return values
 
 
+def _int(sum: Any) -> int | None:
+    """Sums are floating-point numbers: see ``sources.total``."""
+    return None if sum is None else int(sum)
+
+
 def known_sum(total: Any, without: int) -> int | None:
     """A sum over the rows that have a value. None if no row has one, though ``without`` rows
     should; 0 if none should."""

@@ -88,38 +88,33 @@ class Ledger:
         self._limit_windows = limit_windows
 
     async def write(
-        self,
-        engine: AsyncEngine,
-        items: Sequence[object],
-        moves: Moves | None = None,
-        *,
-        keep: bool = True,
+        self, engine: AsyncEngine, items: Sequence[object], moves: Moves | None = None
     ) -> None:
-        """Write the items and ``moves`` in one transaction, or nothing at all. ``keep`` False: only
-        see whether that can be done."""
+        """Write the items and ``moves`` in one transaction, or nothing at all."""
+        async with engine.begin() as connection:
+            await self.add(connection, items)
+            await positions.move(connection, moves or {}, now_ms())
+
+    async def add(self, connection: AsyncConnection, items: Sequence[object]) -> None:
+        """Write the items in the connection's transaction."""
         batch = Batch(items)
-        async with engine.connect() as connection:
-            await connection.begin()
-            calls = await insert_calls(connection, batch.calls)
-            await in_turn(connection)
-            now = now_ms()
-            await _run_on(connection, calls, now)
-            await costs.add(connection, calls)
-            await budgets.settle(connection, calls)
-            await rollups.add(connection, calls)
-            await limits.save_headers(connection, calls, self._limit_windows)
-            await rests.save_cooldowns(connection, batch.cooldowns)
-            await rests.save_switches(connection, batch.switches)
-            await rests.save_counts(connection, batch.counts)
-            await breakers.save(connection, batch.turns)
-            await faults.save(connection, calls, batch.faults)
-            await events.save(connection, batch.events)
-            await contents.save(connection, batch.contents)
-            await catalog.save(connection, batch.models, now)
-            await samples.save(connection, batch.samples)
-            await positions.move(connection, moves or {}, now)
-            if keep:
-                await connection.commit()
+        calls = await insert_calls(connection, batch.calls)
+        await in_turn(connection)
+        now = now_ms()
+        await _run_on(connection, calls, now)
+        await costs.add(connection, calls)
+        await budgets.settle(connection, calls)
+        await rollups.add(connection, calls)
+        await limits.save_headers(connection, calls, self._limit_windows)
+        await rests.save_cooldowns(connection, batch.cooldowns)
+        await rests.save_switches(connection, batch.switches)
+        await rests.save_counts(connection, batch.counts)
+        await breakers.save(connection, batch.turns)
+        await faults.save(connection, calls, batch.faults)
+        await events.save(connection, batch.events)
+        await contents.save(connection, batch.contents)
+        await catalog.save(connection, batch.models, now)
+        await samples.save(connection, batch.samples)
 
 
 async def _run_on(connection: AsyncConnection, calls: Sequence[CallRecord], now: int) -> None:

@@ -24,6 +24,7 @@ import msgspec
 from sqlalchemy import Table, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from proxy.bounds import saturated
 from proxy.clock import now_ms
 from proxy.store.costs import unpriced
 from proxy.store.sets import STATUSES
@@ -323,7 +324,9 @@ async def _on_postgresql(
 def _sum(tally: Tally, old: Sequence[Any]) -> Iterator[Any]:
     """The values of a row that has been added to, behind its key."""
     new = msgspec.structs.astuple(tally)
-    yield from map(plus, new[:_SKETCHES], old)
+    for more, held in zip(new[:_SKETCHES], old[:_SKETCHES], strict=True):
+        total = plus(more, held)
+        yield None if total is None else saturated(total)
     for sketch, dump in zip(new[_SKETCHES:], old[_SKETCHES:], strict=True):
         yield sketch.onto(dump)
 

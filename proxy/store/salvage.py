@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 
 import msgspec
-from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.exc import DataError, IntegrityError, StatementError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from proxy.clock import now_ms
+from proxy.store import positions
 from proxy.store.address import reason
 from proxy.store.positions import Moves
 from proxy.store.records import Ledger
 from proxy.types import CallRecord
 
 _LARGEST = 2**63 - 1
+_MISFITS = (ValueError, OverflowError, TypeError)
 _log = logging.getLogger("tollkeeper.store")
 
 
@@ -33,29 +37,37 @@ async def write(
     except Exception as error:
         if not _is_data_fault(error):
             raise
-    good = await _sifted(ledger, engine, items)
-    await ledger.write(engine, good, moves)
-    return len(items) - len(good)
+    lost: Counter[str] = Counter()
+    async with engine.begin() as connection:
+        await _sift(ledger, connection, items, lost)
+        await positions.move(connection, moves or {}, now_ms())
+    for what, times in lost.items():
+        _log.error("%d %s", times, what)
+    return lost.total()
 
 
-async def _sifted(ledger: Ledger, engine: AsyncEngine, items: Sequence[object]) -> list[object]:
-    """The items that can be stored, mended where need be: those that cannot are halved until each
-    is alone."""
+async def _sift(
+    ledger: Ledger, connection: AsyncConnection, items: Sequence[object], lost: Counter[str]
+) -> None:
+    """Write those of the items that can be stored, mended where need be: what cannot is halved
+    until each is alone. All of it is one transaction, so each is tried on top of those that were
+    written before it, and nothing is left that could fail as a whole."""
     try:
-        await ledger.write(engine, items, keep=False)
-        return list(items)
+        async with connection.begin_nested():
+            await ledger.add(connection, items)
     except Exception as error:
         if not _is_data_fault(error):
             raise
         if len(items) > 1:
             middle = len(items) // 2
-            first = await _sifted(ledger, engine, items[:middle])
-            return first + await _sifted(ledger, engine, items[middle:])
+            await _sift(ledger, connection, items[:middle], lost)
+            await _sift(ledger, connection, items[middle:], lost)
+            return
         mended = [mend(item) if isinstance(item, CallRecord) else item for item in items]
         if mended != list(items):
-            return await _sifted(ledger, engine, mended)
-        _log.error("a %s cannot be stored: %s", type(items[0]).__name__, reason(error))
-        return []
+            await _sift(ledger, connection, mended, lost)
+            return
+        lost[f"{type(items[0]).__name__} cannot be stored: {reason(error)}"] += 1
 
 
 def mend(record: CallRecord) -> CallRecord:
@@ -73,11 +85,14 @@ def mend(record: CallRecord) -> CallRecord:
 
 
 def _is_data_fault(error: Exception) -> bool:
-    # The drivers' own names for it: sqlite3 raises Python's errors, asyncpg ValueErrors of its
-    # own, and PostgreSQL answers with SQLSTATE class 22 (data) or 23 (integrity).
-    if isinstance(error, IntegrityError | DataError | ValueError | OverflowError | TypeError):
+    # The drivers' own names for it: sqlite3 raises Python's errors, or says that it cannot bind,
+    # asyncpg ValueErrors of its own, and PostgreSQL answers with SQLSTATE class 22 (data) or 23
+    # (integrity).
+    if isinstance(error, (IntegrityError, DataError, *_MISFITS)):
         return True
-    if not isinstance(error, DBAPIError) or error.orig is None:
+    if not isinstance(error, StatementError) or error.orig is None:
         return False
     state = getattr(error.orig, "sqlstate", None) or ""
-    return state[:2] in ("22", "23") or isinstance(error.orig.__cause__, ValueError)
+    unbound = str(error.orig).startswith("Error binding parameter")
+    misfit = isinstance(error.orig, _MISFITS) or isinstance(error.orig.__cause__, ValueError)
+    return state[:2] in ("22", "23") or unbound or misfit

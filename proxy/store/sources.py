@@ -32,6 +32,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import GenericFunction
 
+from proxy.store.columns import FLOAT
 from proxy.store.coverage import Piece, starts, window
 from proxy.store.filters import Filters, where
 from proxy.store.rollups import CALLERS, DIMENSIONS, TOTALS
@@ -208,6 +209,12 @@ def values(piece: Piece, asked: Asked, names: Sequence[str]) -> Select[Any]:
     return select(*keys, *rolled).select_from(joined).where(*_rolled(piece, asked, series))
 
 
+def total(column: ColumnElement[Any]) -> ColumnElement[Any]:
+    """A sum of whole numbers: exact up to 2^53, and never an error, as SQLite's sum of integers is
+    where it is too large for one."""
+    return func.sum(cast(column, FLOAT))
+
+
 def conditions(piece: Piece, asked: Asked) -> list[ColumnElement[bool]]:
     """Which rows of a piece of calls are meant."""
     filters = msgspec.structs.replace(asked.filters, start=piece.start, end=piece.end)
@@ -253,8 +260,8 @@ def _of_rows() -> list[Label[Any]]:
         "failovers": final(_c.attempt > 1),
         "unpriced": func.count().filter(_UNPRICED),
         "calls": func.count().filter(_c.status == "success"),
-        **{name: func.sum(_c[name]) for name in SUMS if name != "nano_usd"},
-        "nano_usd": func.sum(cast(func.round(_c.cost_estimate_usd * _NANO), BigInteger)),
+        **{name: total(_c[name]) for name in SUMS if name != "nano_usd"},
+        "nano_usd": total(func.round(_c.cost_estimate_usd * _NANO)),
     }
     return _labelled(measures)
 
@@ -272,7 +279,7 @@ def _of_rollups(table: Table, series: FromClause) -> list[Label[Any]]:
         "failovers": func.sum(c.failovers),
         "unpriced": func.sum(c.unpriced),
         "calls": func.sum(c.attempts).filter(status == "success"),
-        **{name: func.sum(c[name]) for name in SUMS},
+        **{name: total(c[name]) for name in SUMS},
     }
     return _labelled(measures)
 

@@ -9,6 +9,7 @@ from sqlalchemy import ColumnElement, case, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from proxy.errors import ErrorReason
+from proxy.store.sources import total
 from proxy.store.tables import api_calls
 
 _GRAINS = {60: 1000, 3600: 60_000, 86_400: 60_000}
@@ -36,7 +37,7 @@ async def used(connection: AsyncConnection, seconds: int, now: int) -> Sequence[
     oldest = func.min(table.timestamp)
     owner = (table.provider, table.key_id, table.account, table.model)
     query = (
-        select(*owner, oldest, func.count(), func.coalesce(func.sum(table.total_tokens), 0))
+        select(*owner, oldest, func.count(), func.coalesce(total(table.total_tokens), 0))
         .where(
             table.timestamp >= now - seconds * 1000,
             table.status != "rejected",

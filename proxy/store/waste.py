@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import BigInteger, Select, and_, case, cast, exists, func, literal, or_, select
+from sqlalchemy import Select, and_, case, exists, func, literal, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from proxy.store.filters import Filters, where
 from proxy.store.metrics import Values
+from proxy.store.sources import total
 from proxy.store.tables import api_calls
 
 KINDS = ("failed", "abandoned", "discarded")
@@ -72,7 +73,7 @@ def _query(filters: Filters) -> Select[Any]:
             *(_c.provider, _c.model, _KIND.label("kind")),
             *(_c[name] for name in _TOKENS),
             _c.response_time_ms.label("time_ms"),
-            cast(func.round(_c.cost_estimate_usd * _NANO), BigInteger).label("nano_usd"),
+            func.round(_c.cost_estimate_usd * _NANO).label("nano_usd"),
         )
         .where(*where(api_calls, filters), *_USELESS)
         .subquery()
@@ -84,7 +85,7 @@ def _query(filters: Filters) -> Select[Any]:
         select(
             *by,
             func.count().label("attempts"),
-            *(func.sum(useless[name]).label(name) for name in summed),
+            *(total(useless[name]).label(name) for name in summed),
             func.count().filter(useless.nano_usd.is_(None)).label("unpriced"),
         )
         .group_by(*by)
@@ -111,7 +112,7 @@ def _sum(rows: Sequence[Mapping[str, Any]]) -> Values:
 
 
 def _known(rows: Sequence[Mapping[str, Any]], name: str) -> Any:
-    """Their sum, as far as it is known. PostgreSQL sums integers as decimals."""
+    """Their sum, as far as it is known."""
     values = [row[name] for row in rows if row[name] is not None]
     if not values:
         return None

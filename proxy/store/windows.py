@@ -15,6 +15,7 @@ import msgspec
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from proxy.bounds import saturated
 from proxy.store.running import States
 from proxy.store.sketch import Sketch
 from proxy.store.tables import api_calls, tps_metrics
@@ -80,14 +81,14 @@ class Window(msgspec.Struct):
             self.speed.add(speed)
         if ttft is not None:
             self.ttft.add(ttft)
-        self.output_tokens += output_tokens or 0
+        self.output_tokens = saturated(self.output_tokens + (output_tokens or 0))
 
     def plus(self, other: Window) -> Window:
         """A new window with the calls of both."""
         return Window(
             self.speed.plus(other.speed),
             self.ttft.plus(other.ttft),
-            self.output_tokens + other.output_tokens,
+            saturated(self.output_tokens + other.output_tokens),
         )
 
     def row(self, key: Key) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from proxy.bounds import MOST_TOKENS, MOST_USD
 from proxy.clock import new_id
 from proxy.content import Content
 from proxy.errors import ErrorReason
@@ -23,14 +24,19 @@ from proxy.types import BESIDE, CallRecord
 
 LEVELS = ("metadata", "full", "none")
 
-_LARGEST = 2**63 - 1
 _LONGEST = 128
 """Characters of a user."""
+_NAMES = ("invocation_id", "model_name", "provider")
+_TEXTS = (
+    *("agent_name", "tool_name", "session_id", "trace_id", "user_id"),
+    *("error_message", "prompt", "response"),
+)
 _COUNTS = (
     *("prompt_tokens", "completion_tokens", "total_tokens"),
     *("cached_tokens", "cache_write_tokens", "reasoning_tokens"),
 )
-_AMOUNTS = ("cost_usd", "latency_ms", "time_to_first_token_ms")
+_AMOUNTS = {"cost_usd": MOST_USD, "latency_ms": 1e9, "time_to_first_token_ms": 1e9}
+"""And the most that one can be."""
 _UNTOLD: dict[str, Any] = dict.fromkeys(CallRecord.__struct_fields__[: -len(BESIDE)])
 
 
@@ -73,6 +79,13 @@ class InvocationRecord(msgspec.Struct, frozen=True, kw_only=True):
     response: str | None = None
 
     def __post_init__(self) -> None:
+        for name in _NAMES:
+            _check_text(name, getattr(self, name))
+        for name in _TEXTS:
+            if getattr(self, name) is not None:
+                _check_text(name, getattr(self, name))
+        for each in self.tags or ():
+            _check_text("tags", each)
         _one_of("status", self.status, STATUSES)
         if self.privacy_level is not None:
             level("privacy_level", self.privacy_level)
@@ -80,8 +93,8 @@ class InvocationRecord(msgspec.Struct, frozen=True, kw_only=True):
             _one_of("error_reason", self.error_reason, tuple(ErrorReason))
         for name in _COUNTS:
             _check_count(name, getattr(self, name))
-        for name in _AMOUNTS:
-            _check_amount(name, getattr(self, name))
+        for name, most in _AMOUNTS.items():
+            _check_amount(name, getattr(self, name), most)
         if self.timestamp is not None:
             try:
                 moment(self.timestamp)
@@ -131,7 +144,7 @@ def call(
     if message is not None:
         message = shorten(_without_words(record, redact(message)))
     told = {
-        "request_id": str(record.invocation_id),
+        "request_id": record.invocation_id,
         "attempt": 1,
         "is_final": True,
         "timestamp": start,
@@ -191,16 +204,24 @@ def _one_of(name: str, value: object, accepted: tuple[str, ...]) -> None:
         raise ValueError(f"{name}: must be one of {', '.join(accepted)} (got {value!r})")
 
 
-def _check_count(name: str, value: object) -> None:
+def _check_text(name: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise ValueError(f"{name}: must be a text (got {value!r})")
+
+
+def _check_count(name: str, value: Any) -> None:
     if value is None:
         return
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _LARGEST:
-        raise ValueError(f"{name}: must be a whole number of at least 0, or None (got {value!r})")
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or not 0 <= value <= MOST_TOKENS:
+        raise ValueError(
+            f"{name}: must be a whole number from 0 to {MOST_TOKENS:,}, or None (got {value!r})"
+        )
 
 
-def _check_amount(name: str, value: Any) -> None:
+def _check_amount(name: str, value: Any, most: float) -> None:
     if value is None:
         return
     number = isinstance(value, int | float | Decimal) and not isinstance(value, bool)
-    if not number or not 0 <= value < 1e9:
-        raise ValueError(f"{name}: must be a number of at least 0, or None (got {value!r})")
+    if not number or math.isnan(value) or not 0 <= value <= most:
+        raise ValueError(f"{name}: must be a number from 0 to {most:,.0f}, or None (got {value!r})")

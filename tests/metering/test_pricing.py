@@ -195,6 +195,12 @@ def test_a_missing_count_that_costs_nothing_does_not_matter() -> None:
     assert cost(Usage(output_tokens=1000), cached) is None
 
 
+def test_what_no_call_can_cost_is_no_cost() -> None:
+    dear = Rates(input=10**15, output=0)  # a million dollars a million tokens
+    assert cost(Usage(input_tokens=10**6, output_tokens=0), dear) == 10**15
+    assert cost(Usage(input_tokens=10**6 + 1, output_tokens=0), dear) is None
+
+
 def test_a_missing_rate_of_tokens_that_were_used_is_no_cost() -> None:
     assert cost(USED, Rates(input=590_000_000)) is None
     assert cost(USED, Rates(output=790_000_000)) is None

@@ -213,6 +213,17 @@ def test_thoughts_that_ate_all_tokens_leave_no_completion_tokens() -> None:
     assert (usage.output_tokens, usage.hidden_tokens) == (50, 50)
 
 
+def test_thoughts_are_no_more_than_the_output() -> None:
+    usage = GEMINI.usage(
+        {
+            "prompt_tokens": 9,
+            "total_tokens": 9,
+            "completion_tokens_details": {"reasoning_tokens": 5},
+        }
+    )
+    assert (usage.output_tokens, usage.reasoning_tokens) == (0, 0)
+
+
 def test_output_is_not_guessed_without_a_total() -> None:
     usage = GEMINI.usage({"completion_tokens": 3})
     assert (usage.output_tokens, usage.hidden_tokens, usage.total_tokens) == (3, None, None)

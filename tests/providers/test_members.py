@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from proxy.providers.members import first, inner, number, text
+from proxy.providers.members import first, inner, number, text, tokens
 
 
 @pytest.mark.parametrize(
@@ -16,6 +16,13 @@ def test_what_is_no_count_is_unknown(value: Any) -> None:
 
 def test_a_whole_float_is_a_count() -> None:
     assert number(45.0) == 45
+
+
+def test_tokens_are_no_more_than_one_call_can_have() -> None:
+    assert tokens(10**12) == 10**12
+    assert tokens(10**12 + 1) is None
+    assert number(10**12 + 1) == 10**12 + 1
+    assert tokens("5") is None
 
 
 def test_zero_is_a_count_and_null_is_none() -> None:

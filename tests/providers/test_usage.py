@@ -260,6 +260,11 @@ def test_usage_that_tells_nothing_is_unknown() -> None:
     assert count({"prompt_tokens": None, "prompt_tokens_details": 3, "cost": "1"}) == Usage()
 
 
+def test_what_no_call_can_have_is_unknown() -> None:
+    told = {"prompt_tokens": 4e15, "completion_tokens": 7, "total_tokens": 2**63}
+    assert count(told) == Usage(output_tokens=7)
+
+
 @pytest.mark.parametrize(
     ("cost", "nano"),
     [
@@ -270,6 +275,8 @@ def test_usage_that_tells_nothing_is_unknown() -> None:
         (0, 0),
         (None, None),
         (-1, None),
+        (1_000_000, 10**15),
+        (1_000_001, None),
         (float("inf"), None),
         (True, None),
     ],

@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from proxy.bounds import MOST_SUM
 from tests.gateway import Gateway, lab, running
 from tests.postgres_server import server
 from tests.store.databases import REACHABLE, database, migrated
 from tests.turnstile import turnstile
-from tests.upstream import Upstream, error, stream, words
+from tests.upstream import Upstream, completion, error, stream, words
 
 Start = Callable[..., Awaitable[Gateway]]
 
@@ -215,3 +216,64 @@ async def test_a_database_that_is_taken_away_while_it_serves_costs_no_request(
     answers: list[httpx.Response] = [await gateway.chat("lab/json") for _ in range(3)]
     assert {got.status_code for got in answers} == {200}
     assert (await gateway.client.get("/stats")).status_code == 200
+
+
+async def settled(gateway: Gateway) -> dict[str, Any]:
+    """The recorder, once nothing waits any more."""
+
+    async def done() -> bool:
+        return (await recorder(gateway))["queued"] == 0
+
+    await until(done)
+    return await recorder(gateway)
+
+
+async def test_counts_that_no_call_can_have_keep_no_row_out(
+    upstream: Upstream, tmp_path: Path
+) -> None:
+    priced = {"input": 1000, "output": 1000}
+    config = {"providers": {"lab": lab(upstream.url)}, "prices": {"lab/*": priced}}
+    huge = int(4e15)
+    upstream.by_model["huge"] = completion(prompt=huge, output=huge)
+    told = {"provider": "lab", "model": "told", "input_tokens": 2**62}
+    async with running(tmp_path, config) as gateway:
+        await asyncio.gather(*(gateway.chat("lab/huge") for _ in range(4)))
+        refused = await gateway.client.post("/track/inference", json=told)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (422, "input_tokens")
+        await gateway.chat("lab/json")
+        rows = await gateway.rows(5)
+        now = await settled(gateway)
+        assert (now["dropped"], now["last_error"]) == (0, None)
+    counted = {row["model"]: row["total_tokens"] for row in rows}
+    assert counted["json"] is not None
+    assert counted["huge"] is None or counted["huge"] < 1000  # what was seen of it, if anything
+
+
+@pytest.mark.sqlite
+async def test_sums_that_are_full_keep_no_row_out_over_a_restart_either(
+    upstream: Upstream, tmp_path: Path
+) -> None:
+    """As an earlier version may have left them: it believed whatever it was told."""
+    config = {"providers": {"lab": lab(upstream.url)}}
+    async with running(tmp_path, config) as gateway:
+        for _ in range(2):
+            await gateway.chat("lab/json")
+        await gateway.rows(2)
+        assert (await settled(gateway))["dropped"] == 0
+    sums = ("daily_costs", "rollups_minute", "rollups_hour", "rollups_day", "tps_metrics")
+    with closing(sqlite3.connect(gateway.database)) as connection, connection:
+        for table in sums:
+            connection.execute(f"UPDATE {table} SET output_tokens = {2**63 - 1}")
+        connection.execute(f"UPDATE api_calls SET total_tokens = {2**63 - 1}")
+    async with running(tmp_path, config) as gateway:
+        for _ in range(2):
+            await gateway.chat("lab/json")
+        assert len(await gateway.rows(4)) == 4
+        now = await settled(gateway)
+        assert (now["dropped"], now["last_error"]) == (0, None)
+    [day] = gateway.select("SELECT invocations, output_tokens FROM daily_costs")
+    assert day == {"invocations": 4, "output_tokens": MOST_SUM}
+    async with running(tmp_path, config) as gateway:
+        await gateway.chat("lab/json")
+        assert len(await gateway.rows(5)) == 5
+        assert (await settled(gateway))["dropped"] == 0

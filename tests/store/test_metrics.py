@@ -8,6 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import delete
 
+from proxy.bounds import MOST_SUM
+from proxy.clock import now_ms
 from proxy.store.engine import Store
 from proxy.store.metrics import known_sum, measure
 from proxy.store.rollups import GRAINS
@@ -18,6 +20,17 @@ from tests.store.rows import anything, call, failed
 async def measures(store: Store, *by: str) -> list[dict[str, Any]]:
     async with store.reader() as connection:
         return await measure(connection, anything(), by)
+
+
+@pytest.mark.parametrize("ago", [0, 3 * 86_400_000])  # of rows, and of rollups
+async def test_sums_that_no_integer_of_the_database_holds_are_told(either: Store, ago: int) -> None:
+    huge = dict.fromkeys(("input_tokens", "output_tokens", "total_tokens"), 2**62)
+    at = now_ms() - ago
+    await either.write([call(**huge, cost_nano_usd=2**62, timestamp=at + n) for n in range(3)])
+    [whole] = await measures(either)
+    assert whole["requests"] == 3
+    assert whole["total_tokens"] in (3 * 2**62, MOST_SUM)
+    assert whole["cost_usd"] in (3 * 2**62 / 1e9, MOST_SUM / 1e9)
 
 
 async def test_an_empty_database_has_zeros_and_nulls(store: Store) -> None:

@@ -37,6 +37,11 @@ async def test_calls_of_one_second_are_one_count(store: Store) -> None:
     ]
 
 
+async def test_a_sum_that_no_integer_of_the_database_holds_is_told(store: Store) -> None:
+    await store.write([made(10.0, total_tokens=2**62), made(9.5, total_tokens=2**62)])
+    assert [use.tokens for use in await found(store, MINUTE)] == [2**63]
+
+
 async def test_calls_of_one_minute_are_one_count_of_a_day(store: Store) -> None:
     await store.write([made(3600.0), made(3541.0), made(3539.0), made(86_399.0)])
     assert await found(store, DAY) == [

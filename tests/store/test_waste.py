@@ -25,6 +25,13 @@ async def test_nothing_is_wasted_where_all_went_well(either: Store) -> None:
     assert totals == waste.NO_KINDS
 
 
+async def test_sums_that_no_integer_of_the_database_holds_are_told(either: Store) -> None:
+    huge = dict.fromkeys(("input_tokens", "output_tokens", "total_tokens", "cost_nano_usd"), 2**62)
+    await either.write([failed(**huge) for _ in range(2)])
+    totals, _ = await wasted(either)
+    assert (totals["all"]["total_tokens"], totals["all"]["attempts"]) == (2**63, 2)
+
+
 async def test_every_useless_attempt_is_of_one_kind(either: Store) -> None:
     await either.write(
         [

@@ -118,16 +118,30 @@ def test_a_status_is_one_of_five(status: str) -> None:
         ("prompt_tokens", -1),
         ("completion_tokens", 1.5),
         ("total_tokens", True),
-        ("reasoning_tokens", 2**63),
+        ("reasoning_tokens", 10**12 + 1),
         ("cost_usd", -0.1),
         ("cost_usd", float("nan")),
+        ("cost_usd", Decimal("NaN")),
+        ("cost_usd", 1_000_001),
+        ("latency_ms", float("inf")),
+        ("model_name", None),
+        ("provider", None),
+        ("invocation_id", 7),
+        ("agent_name", 5),
+        ("tool_name", b"search"),
+        ("session_id", {"a": 1}),
+        ("trace_id", ["t"]),
+        ("error_message", ValueError("x")),
+        ("prompt", [{"role": "user"}]),
+        ("response", b"Ho"),
+        ("timestamp", 1_795_176_000),
         ("latency_ms", "fast"),
         ("timestamp", "yesterday"),
     ],
 )
 def test_a_value_that_cannot_be_is_told_by_its_name(name: str, bad: Any) -> None:
     with pytest.raises(ValueError, match=f"^{name}: "):
-        InvocationRecord(model_name="llama", **{name: bad})
+        InvocationRecord(**{"model_name": "llama", name: bad})
 
 
 def test_an_error_message_is_cut_and_holds_no_key() -> None:
