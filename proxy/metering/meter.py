@@ -133,7 +133,7 @@ class Meter:
             self.request = None
 
     def hide(self, text: str) -> str:
-        """A text that may quote the call, where that may be kept."""
+        """A text that may quote the call, or what stands for it where no quotation is kept."""
         return text if self._full else UNTOLD
 
     def close(

@@ -30,16 +30,9 @@ def identifier(text: str | None) -> str | None:
 
 
 def numbers(members: Mapping[str, Any]) -> dict[str, Any]:
-    """The members that are numbers or switches, also those of objects within."""
-    found: dict[str, Any] = {}
-    for name, value in members.items():
-        if word(name) is None:
-            continue
-        if isinstance(value, int | float):
-            found[name] = value
-        elif isinstance(value, Mapping) and (inner := numbers(value)):
-            found[name] = inner
-    return found
+    """The members that are numbers or switches, and those of objects among them."""
+    inner = {name: _flat(value) for name, value in members.items() if isinstance(value, Mapping)}
+    return _flat(members) | {name: some for name, some in inner.items() if some and word(name)}
 
 
 def outline(fault: Fault) -> str:
@@ -52,6 +45,14 @@ def outline(fault: Fault) -> str:
     }
     known = ", ".join(f"{name} {value}" for name, value in told.items() if value is not None)
     return f"the provider's error: {known}" if known else "the provider's error"
+
+
+def _flat(members: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: value
+        for name, value in members.items()
+        if isinstance(value, int | float) and word(name) is not None
+    }
 
 
 def _whole(pattern: re.Pattern[str], text: str | None) -> str | None:

@@ -31,7 +31,7 @@ def test_a_sentence_is_neither_an_id_nor_a_title() -> None:
 def test_of_measures_the_numbers_are_kept() -> None:
     told = {"ms": 1.5, "byok": True, "said": "gold", "of what": 1, "none": None, "in": {"n": 2}}
     assert numbers(told) == {"ms": 1.5, "byok": True, "in": {"n": 2}}
-    assert numbers({"in": {"said": "gold"}}) == {}
+    assert numbers({"in": {"said": "gold", "deeper": {"n": 1}}, "of what": {"n": 1}}) == {}
 
 
 def test_a_fault_is_outlined_by_its_names() -> None:
