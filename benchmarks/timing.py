@@ -35,6 +35,8 @@ DELTAS = (
 )
 GAPS = (0.03, 0.05, *(0.02,) * 6, 0.04, 1.2)
 """Seconds before each of them."""
+BEFORE = 0.02
+"""Seconds before the head."""
 Truth = dict[str, float]
 
 
@@ -71,9 +73,11 @@ def serve(listener: socket.socket, truths: list[Truth]) -> None:
 
 def answer(connection: socket.socket) -> Truth:
     asked = time.monotonic()
+    time.sleep(BEFORE)
     connection.sendall(
         b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
     )
+    began = (time.monotonic() - asked) * 1000
     written: list[tuple[str, float]] = []
     for (kind, delta), gap in zip(DELTAS, GAPS, strict=True):
         time.sleep(gap)
@@ -88,7 +92,7 @@ def answer(connection: socket.socket) -> Truth:
     outputs = [at for kind, at in written if kind != "role"]
     gaps = [after - before for before, after in pairwise(outputs)]
     return {
-        "ttfb_ms": first["role"],
+        "ttfb_ms": began,
         "time_to_first_token_ms": first["thought"],
         "first_reasoning_ms": first["thought"],
         "first_content_ms": first["content"],

@@ -103,7 +103,7 @@ the provider whatever the key."""
 
 
 class Fault(msgspec.Struct, frozen=True, gc=False):
-    """A failed attempt in the gateway's own words.
+    """Why an attempt failed. ``quoted``: the message is the provider's, and may say anything.
 
     ``status`` is the upstream's HTTP status, None if none came. ``retry_after`` is seconds until
     it may be asked again, as the provider said or as its day ends, None if neither is known;
@@ -128,6 +128,7 @@ class Fault(msgspec.Struct, frozen=True, gc=False):
     covers: str | None = None
     probe_after: float | None = None
     of_key: bool = False
+    quoted: bool = False
 
 
 class Verdict(msgspec.Struct, frozen=True, gc=False):

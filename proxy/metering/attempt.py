@@ -65,6 +65,7 @@ class Attempt:
         self.began = began
         self.leased = leased
         self.sent: float = leased
+        self.first_byte: float | None = None  # of the answer's head
         self.ended: float | None = None
         self.key_id: str | None = None
         self.account: str | None = None

@@ -1,46 +1,52 @@
-"""What an error quotes of the request it answers: providers send prompts back in their messages.
+"""What a program's own message quotes of the prompt and the answer that it tells beside it.
 
-Sixteen bytes in a row that stand in the request are taken out. Names of members are no prompt, nor
-is the name of the model; the rest of a request is looked at as its reader would see it, without
-JSON's escapes.
+Eight bytes in a row that stand in these are taken out, in capital letters or small ones. Where both
+are JSON, they are looked at as their reader would see them, without its escapes.
 """
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import unquote_plus
 
 import msgspec
 
-RUN = 16
+RUN = 8
 """Bytes. Shorter pieces stay: words that any message may have."""
 
 MAX_TEXT = 256 * 1024
-"""Bytes of a request that are compared, within some milliseconds; of a longer one nothing is
-known, so that no message is kept that may quote it."""
+"""Bytes that are compared, within some milliseconds; beside longer ones no message is kept."""
 
 MAX_MESSAGE = 2_000
 """Characters of a message that are looked at; the rest is dropped, a row keeps fewer anyway."""
 
-UNTOLD = "[the provider's message is not kept: it may quote the request]"
+UNTOLD = "[the message is not kept: it may quote the call]"
 _CUT = b"[\xe2\x80\xa6]"
-_BLOCK = 8
-"""Of each run of sixteen bytes, one of the text's blocks of eight lies within."""
+_BLOCK = 4
+"""Of each run of eight bytes, one of the text's blocks of four lies within."""
 
 _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|([\"'\\/bfnrt]))")
 _decode = msgspec.json.Decoder().decode
 
 
-def without_echo(message: str, request: bytes | None) -> str:
-    """The message, less what it quotes. None: nobody knows any more what was asked."""
-    told = _flat(_ESCAPE.sub(_meant, message[:MAX_MESSAGE]))
+def without_echo(message: str, words: bytes) -> str:
+    """The message, less what it quotes of the words; ``UNTOLD`` where that cannot be taken out."""
+    message = message[:MAX_MESSAGE]
+    told = _flat(_ESCAPE.sub(_meant, message))
     if len(told) < RUN:
         return message
-    said = None if request is None else _text(request)
-    if said is None:
+    said = _text(words)
+    small = _small(told)
+    if said is None or len(small) != len(told):
         return UNTOLD
-    quoted = _quoted(told, said)
+    said = _small(said)
+    for plain in {unquote_plus(message), html.unescape(message)} - {message}:
+        if any(_quoted(_small(_flat(plain)), said)):
+            return UNTOLD
+    quoted = _quoted(small, said)
     if not any(quoted):
         return message
     kept = bytearray()
@@ -68,16 +74,19 @@ def _quoted(told: bytes, said: bytes) -> list[bool]:
     return quoted
 
 
-def _text(request: bytes) -> bytes | None:
-    """Every text in a request; None if that is too much to look at."""
-    if len(request) > 2 * MAX_TEXT:
+def _small(text: bytes) -> bytes:
+    """In small letters; of another length where a letter has none of its size."""
+    return text.decode("utf-8", "replace").lower().encode()
+
+
+def _text(words: bytes) -> bytes | None:
+    """Every text in the words; None if that is too much to look at."""
+    if len(words) > 2 * MAX_TEXT:
         return None
     try:
-        read = _decode(request)
+        read = _decode(words)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return _flat(request.decode("utf-8", "replace"))
-    if isinstance(read, dict):
-        read.pop("model", None)
+        return _flat(words.decode("utf-8", "replace"))
     text = b"\0".join(map(_flat, _texts(read)))
     return text if len(text) <= MAX_TEXT else None
 

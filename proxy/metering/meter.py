@@ -8,6 +8,7 @@ whether another follows it: only the last one is final.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 
@@ -18,9 +19,9 @@ from proxy.errors import ErrorReason, GatewayError
 from proxy.metering.admission import admission
 from proxy.metering.attempt import Asked, Attempt, Attribution
 from proxy.metering.departure import Departure
-from proxy.metering.echo import without_echo
 from proxy.metering.figures import TOLD, figures
 from proxy.metering.journal import Journal
+from proxy.metering.names import identifier, numbers, outline, title, word
 from proxy.metering.pricing import Quote
 from proxy.metering.spent import spent
 from proxy.metering.tap import StreamTap, Tap
@@ -33,6 +34,7 @@ from proxy.types import CallRecord, Fault, Headers, Target, Usage
 MAX_METADATA = 4096
 """Bytes of JSON in ``metadata``."""
 LEFT = "the client left"
+UNTOLD = "[not kept: it may quote the call]"
 _TIMEOUTS = {ErrorReason.TIMEOUT}
 _ASIDE = ("is_byok", "cost_details", "total_duration")
 """Members of usage that are kept and have no column."""
@@ -93,18 +95,16 @@ class Meter:
         self.over: Callable[[Meter], None] | None = None  # told once the final row is written
 
     def attempt(self, target: Target, asked_at: float) -> Attempt:
-        """Begin another attempt. The one before, which failed, is written as not final."""
-        if self.last is not None:
-            self._write(self.last, final=False, status=None, client_status=None, ended=asked_at)
-        self.attempts += 1
-        self.last = Attempt(self.attempts, target, asked_at, leased=monotonic())
+        """Prepare another attempt, which counts once it is admitted."""
+        attempt = Attempt(self.attempts + 1, target, asked_at, leased=monotonic())
         if self._full:
-            self.last.transcript = Transcript(self._books.most)
-        return self.last
+            attempt.transcript = Transcript(self._books.most)
+        return attempt
 
     def admit(self, attempt: Attempt) -> None:
-        """The attempt is about to be sent: from now on it has a row, whatever happens. GatewayError
-        if that cannot be written down and it must not be sent therefore."""
+        """The attempt is about to be sent: from now on it has a row, whatever happens, and the one
+        before, which failed, is written as not final. GatewayError if that cannot be written down
+        and it must not be sent therefore."""
         if self._books.journal is not None:
             self._books.journal.admit(
                 admission(
@@ -117,6 +117,10 @@ class Meter:
                     privacy_level=self._books.privacy_level,
                 )
             )
+        if self.last is not None:
+            ended = attempt.began
+            self._write(self.last, final=False, status=None, client_status=None, ended=ended)
+        self.attempts, self.last = attempt.number, attempt
         attempt.admitted = self.sent = True
 
     def leave(self) -> bool:
@@ -134,8 +138,8 @@ class Meter:
             self.request = None
 
     def hide(self, text: str) -> str:
-        """A text without what it quotes of the request, unless that is kept anyway."""
-        return text if self._full else without_echo(text, self.request)
+        """A text that may quote the call, or what stands for it where no quotation is kept."""
+        return text if self._full else UNTOLD
 
     def close(
         self,
@@ -206,12 +210,11 @@ class Meter:
         )
 
     def _message(self, fault: Fault | None) -> str | None:
-        """What went wrong: no secrets, nothing that the request said, as long as a row keeps."""
+        """What went wrong: no secrets, no provider's words unless the call is kept whole."""
         if fault is None:
             return None
-        message = self._books.redact(fault.message)
-        # Once the request is forgotten it is our own words, or hidden by whoever passed it on.
-        return shorten(message if self.request is None else self.hide(message))
+        told = outline(fault) if fault.quoted and not self._full else fault.message
+        return shorten(self._books.redact(told))
 
     def _content(self, attempt: Attempt, request: bytes) -> Content:
         """What was asked and answered."""
@@ -279,7 +282,7 @@ class Meter:
                 client_status=client_status,
                 error_reason=str(fault.reason) if fault is not None else None,
                 error_message=self._message(fault),
-                finish_reason=_short(tap.finish_reason) if tap is not None else None,
+                finish_reason=word(tap.finish_reason) if tap is not None else None,
                 total_duration_ms=ms(ended - self.started) if final else None,
                 tokens_per_second=speed(stream, usage, source),
                 chunk_count=tap.chunk_count if tap is not None else None,
@@ -325,12 +328,7 @@ def _version(tap: Tap | None, model: str) -> str | None:
     """The upstream's fingerprint, else the model that answered where it is another."""
     if tap is None:
         return None
-    return _short(tap.fingerprint or (tap.model if tap.model != model else None))
-
-
-def _short(text: str | None) -> str | None:
-    """A name that an upstream gave, at the length that a row keeps."""
-    return text[:128] if text is not None else None
+    return identifier(tap.fingerprint or (tap.model if tap.model != model else None))
 
 
 def _metadata(tap: Tap | None, model: str) -> str | None:
@@ -338,12 +336,21 @@ def _metadata(tap: Tap | None, model: str) -> str | None:
     a column of its own is not said twice."""
     if tap is None:
         return None
-    details = dict(tap.details)
-    if tap.fingerprint and tap.model and tap.model != model:
-        details["response_model"] = tap.model
-    for name, value in (tap.usage or {}).items():
-        if (name.endswith("_time") and name not in TOLD) or name in _ASIDE:
-            details[name] = value
+    told = tap.details
+    names = {
+        "service_tier": word(told.get("service_tier")),
+        "provider": title(told.get("provider")),
+        "estimate": told.get("estimate"),
+    }
+    if tap.fingerprint and tap.model != model:
+        names["response_model"] = identifier(tap.model)
+    details: dict[str, Any] = {name: value for name, value in names.items() if value}
+    aside = {
+        name: value
+        for name, value in (tap.usage or {}).items()
+        if (name.endswith("_time") and name not in TOLD) or name in _ASIDE
+    }
+    details |= numbers({"timings": told.get("timings"), **aside})
     if not details:
         return None
     text = msgspec.json.encode(details)

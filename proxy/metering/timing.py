@@ -17,8 +17,6 @@ def timing(attempt: Attempt, admitted: float, ended: float) -> dict[str, Any]:
     """All but the whole request's duration and the speed. ``admitted`` is when the request had
     arrived whole, ``ended`` when its client was told; an attempt that was never made has none."""
     times: dict[str, Any] = {}
-    if attempt.tap is not None:
-        times["ttfb_ms"] = _since(attempt.sent, attempt.tap.first_byte)
     if isinstance(attempt.tap, StreamTap):
         times |= _stream(attempt.tap, attempt.sent)
     if attempt.called:
@@ -26,6 +24,7 @@ def timing(attempt: Attempt, admitted: float, ended: float) -> dict[str, Any]:
         waited = attempt.leased - attempt.began  # in line for a key, which is not our own time
         before = attempt.sent - (admitted if attempt.number == 1 else attempt.began) - waited
         after = ended - last
+        times["ttfb_ms"] = _since(attempt.sent, attempt.first_byte)
         times["response_time_ms"] = ms(last - attempt.began)
         times["queue_time_ms"] = ms(waited)
         times["processing_time_ms"] = ms(last - attempt.sent)

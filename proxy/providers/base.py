@@ -137,6 +137,7 @@ class Dialect:
             covers=scope.covers(reason, error),
             probe_after=probe_after,
             of_key=scope.of_key(reason, error),
+            quoted=bool(error.message),
         )
 
 

@@ -20,6 +20,7 @@ import certifi
 import httptools
 import httpx
 
+from proxy.clock import monotonic
 from proxy.providers.body import Body
 from proxy.providers.head import (
     MAX_HEAD,
@@ -55,7 +56,8 @@ class Transport(httpx.AsyncBaseTransport):
 
     Timeouts are read from ``request.extensions["timeout"]``, in seconds: ``connect``,
     ``first_byte`` (from sending to the head of the answer) and ``read`` (between two chunks).
-    ``request.extensions["sent"]``, if there, is called when there is a connection to send on.
+    ``request.extensions["sent"]``, if there, is called when there is a connection to send on;
+    ``response.extensions["first_byte"]`` is when the head began to come, on ``clock.monotonic``.
     Failures are httpx's: ConnectError, ConnectTimeout, ReadError, ReadTimeout and
     RemoteProtocolError; LocalProtocolError for a request that could smuggle another.
     """
@@ -172,6 +174,7 @@ class _Connection(asyncio.Protocol):
         self._head: asyncio.Future[httpx.Response] | None = None
         self._headers: list[tuple[bytes, bytes]] = []
         self._received = False
+        self._first_byte = 0.0
         self._beside = 0  # bytes since the last that belonged to a body
         self._used = False
         self._rested = False
@@ -305,6 +308,7 @@ class _Connection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         if self._parser is None:
             raise Malformed("more came than the answer")
+        self._first_byte = monotonic()  # of an interim answer, until the one that counts begins
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._headers.append((name.lower(), value))  # after the head: trailers, which are dropped
@@ -322,7 +326,10 @@ class _Connection(asyncio.Protocol):
         self._until_close = ends_with_the_connection(status, headers)
         self._body = Body(self, self.loop, self._read_timeout)
         self.expect(None)
-        self._head.set_result(httpx.Response(status, headers=headers, stream=self._body))
+        began = {"first_byte": self._first_byte}
+        self._head.set_result(
+            httpx.Response(status, headers=headers, stream=self._body, extensions=began)
+        )
 
     def on_body(self, body: bytes) -> None:
         self._beside = 0

@@ -9,11 +9,11 @@ import httpx
 import msgspec
 
 from proxy.clock import monotonic, now_ms
-from proxy.errors import ErrorReason
 from proxy.metering.attempt import Attempt
 from proxy.metering.meter import Meter
+from proxy.metering.names import identifier
 from proxy.providers.base import Provider
-from proxy.providers.translation import Translation, Untranslatable, translated
+from proxy.providers.translation import Translation, translated
 from proxy.relay.inbound import Inbound
 from proxy.relay.outbound import Outbound, fault_of
 from proxy.routing.keypool import KeyLease, KeyPool
@@ -62,14 +62,12 @@ async def exchange(
     transport: httpx.AsyncBaseTransport,
     peek: float,
 ) -> Outbound | Fault:
-    """Send the request once. What it holds is let go of here, or goes on with the Outbound."""
+    """Send the request once. What it holds is let go of here, or goes on with the Outbound. Raises
+    Untranslatable, before anything is sent."""
     if lease.key.secret is not None:
         attempt.key_id, attempt.account = lease.key.name, lease.key.quota_group
     attempt.normalise = provider.dialect.usage
-    try:
-        request, translation = _request(call, target, provider, lease, attempt)
-    except Untranslatable as error:
-        return Fault(ErrorReason.INVALID_REQUEST, str(error))
+    request, translation = _request(call, target, provider, lease, attempt)
     call.meter.admit(attempt)
     response: httpx.Response | None = None
     outbound: Outbound | None = None
@@ -78,6 +76,7 @@ async def exchange(
     try:
         response = await transport.handle_async_request(request)
         fields = response.headers.raw
+        attempt.first_byte = response.extensions.get("first_byte", monotonic())
         _note_head(attempt, response.status_code, fields)
         if attempt.rate_headers:
             group = lease.key.quota_group
@@ -180,5 +179,5 @@ def _note_head(attempt: Attempt, status: int, fields: Headers) -> None:
         if name.startswith(b"x-ratelimit-"):
             limits.append((name, value))
         elif name == b"x-request-id" or (name == b"cf-ray" and not attempt.upstream_request_id):
-            attempt.upstream_request_id = value.decode("latin-1")[:128]
+            attempt.upstream_request_id = identifier(value.decode("latin-1"))
     attempt.rate_headers = tuple(limits)

@@ -15,6 +15,7 @@ import msgspec
 from proxy.errors import ErrorReason, GatewayError
 from proxy.metering import tokenizer
 from proxy.metering.attempt import Asked
+from proxy.metering.names import word
 from proxy.metering.tokenizer import Sample
 from proxy.tags import listed
 from proxy.types import Headers, Operation
@@ -234,7 +235,7 @@ def _asked(read: dict[str, Any], model: str) -> Asked:
         tool_count=len(tools) if isinstance(tools, list) else None,
         n=_integer(read.get("n")),
         seed=_integer(read.get("seed")),
-        reasoning_effort=effort[:32] if isinstance(effort, str) else None,
+        reasoning_effort=word(effort),
     )
 
 

@@ -23,6 +23,7 @@ from proxy.metering.meter import LEFT, Books, Meter
 from proxy.metering.pricing import Prices
 from proxy.providers.base import Provider
 from proxy.providers.residency import Residency
+from proxy.providers.translation import Untranslatable
 from proxy.relay.allowed import Admit, allowed
 from proxy.relay.attribution import attribution, completed
 from proxy.relay.ceiling import affordable
@@ -267,7 +268,12 @@ class Relay:
             tried: set[str] = set()
             while (lease := await self._lease(routes, call, target, tried)) is not None:
                 tried.add(lease.key.name)
-                found = await self._try(routes, call, target, lease)
+                try:
+                    found = await self._try(routes, call, target, lease)
+                except Untranslatable as error:  # another target may take it
+                    refused = Fault(ErrorReason.INVALID_REQUEST, str(error))
+                    call.fault = call.fault or refused
+                    break
                 if isinstance(found, Outbound):
                     return found
                 fault = call.fault = found
@@ -366,8 +372,8 @@ def _close(routes: Routes, outbound: Outbound, meter: Meter, whole: bool) -> boo
         dialect = routes.providers[attempt.target.provider].dialect
         fault = dialect.classify_event(tap.error, now_ms() / 1000)
         _learn(lease, fault)
-        message = meter.hide(fault.message)
-        meter.close("error", outbound.status, reason=ErrorReason.STREAM_ERROR, message=message)
+        attempt.fault = msgspec.structs.replace(fault, reason=ErrorReason.STREAM_ERROR)
+        meter.close("error", outbound.status)
         return False
     if not whole:
         if attempt.fault is not None:

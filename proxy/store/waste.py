@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Select, and_, case, exists, func, literal, or_, select
+from sqlalchemy import Select, case, exists, func, literal, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from proxy.store.filters import Filters, where
@@ -35,10 +35,9 @@ _KIND = case(
 _USELESS = (
     # Written out, not bound: or PostgreSQL could not know that the index of these rows will do.
     _c.status != literal("success", literal_execute=True),
-    or_(
-        _c.status.in_(("error", "timeout")),
-        and_(_c.status == "cancelled", _c.response_time_ms.is_not(None)),
-    ),
+    _c.status.in_(("error", "timeout", "cancelled")),
+    # Of a request that was over before any attempt, the whole duration alone is known.
+    or_(_c.response_time_ms.is_not(None), _c.total_duration_ms.is_(None)),
 )
 
 NOTHING: Values = {

@@ -49,34 +49,40 @@ def test_scripts_with_few_letters_a_word_are_measured_in_bytes() -> None:
     assert "机密文件" not in without_echo("无法处理: 这是机密文件", request("请看这是机密文件吧"))
 
 
+def test_capital_letters_are_the_same_letters() -> None:
+    body = request("Die Straße nach Überlingen")
+    assert "LINGEN" not in without_echo("refused: NACH ÜBERLINGEN", body)
+    assert without_echo("refused: NACH İSTANBUL", body) == UNTOLD  # small, it has another length
+
+
+@pytest.mark.parametrize("told", ["where%20is+the%20gold", "where&nbsp;is the&#32;gold"])
+def test_a_message_that_quotes_in_the_code_of_an_address_or_a_page_is_not_kept(told: str) -> None:
+    assert without_echo(f"Invalid: {told}", request("where is the gold")) == UNTOLD
+
+
 def test_the_rest_of_a_message_stays_to_the_letter() -> None:
     body = request("Translate the following sentence.")
     for told in (
-        "Rate limit reached for model `llama-3.3-70b-versatile`:  Limit 6000, Used 5999",
-        "'messages' must not be empty",
+        "Rate limit reached:  Limit 6000, Used 5999",
+        "'messages' must not be empty, 50% of 100+1 &c",
         "Unsupported parameter: max_completion_tokens",
-        "the following s",
+        "the fol",
         "",
     ):
         assert without_echo(told, body) == told
 
 
-def test_fifteen_bytes_may_stay_and_sixteen_may_not() -> None:
+def test_seven_bytes_may_stay_and_eight_may_not() -> None:
     body = request("0123456789abcdefghij")
-    assert without_echo("about 0123456789abcde", body) == "about 0123456789abcde"
-    assert without_echo("about 0123456789abcdef", body) == "about […]"
+    assert without_echo("about 0123456", body) == "about 0123456"
+    assert without_echo("about 01234567", body) == "about […]"
 
 
-def test_where_the_request_is_not_known_nothing_longer_is_kept() -> None:
-    assert without_echo("gave up", None) == "gave up"
-    assert without_echo(f"Invalid: {SECRET}", None) == UNTOLD
-
-
-def test_a_request_too_long_to_compare_is_as_one_that_is_not_known() -> None:
+def test_beside_words_too_long_to_compare_no_message_is_kept() -> None:
     for size in (MAX_TEXT + 1, 3 * MAX_TEXT):
         assert without_echo(f"Invalid: {SECRET}", request("z" * size)) == UNTOLD
 
 
 def test_a_hostile_pair_takes_no_time_worth_telling() -> None:
-    told = "abcdefgh!" * 400
-    assert without_echo(told, request("abcdefgh?" * 20_000))[:9] == "abcdefgh!"
+    told = "abcd!" * 400
+    assert without_echo(told, request("abcd?" * 20_000))[:9] == "abcd!abcd"

@@ -14,8 +14,7 @@ from proxy.metering import attempt as attempts
 from proxy.metering import meter as module
 from proxy.metering.admission import INTERRUPTED
 from proxy.metering.attempt import Asked, Attempt, Attribution
-from proxy.metering.echo import UNTOLD
-from proxy.metering.meter import MAX_METADATA, Books, Meter
+from proxy.metering.meter import MAX_METADATA, UNTOLD, Books, Meter
 from proxy.metering.pricing import Quote
 from proxy.metering.tap import BodyTap, StreamTap
 from proxy.providers.usage import count
@@ -79,9 +78,14 @@ class Bench:
         self.quoted.append((provider, model, usage))
         return self.quote_
 
-    def attempt(self, target: Target = TARGET) -> Attempt:
+    def prepared(self, target: Target = TARGET) -> Attempt:
         attempt = self.meter.attempt(target, self.clock.now)
         attempt.key_id, attempt.account, attempt.normalise = "k1", "org", count
+        return attempt
+
+    def attempt(self, target: Target = TARGET) -> Attempt:
+        attempt = self.prepared(target)
+        self.meter.admit(attempt)
         return attempt
 
     def fail(self, reason: ErrorReason, message: str = "no") -> Attempt:
@@ -127,7 +131,9 @@ def test_a_stream_is_timed_from_asking_for_the_key_to_its_last_byte(
     clock.now += 0.002
     attempt = bench.meter.attempt(TARGET, clock.now)
     attempt.leased = clock.now + 0.003
+    bench.meter.admit(attempt)
     attempt.sent = clock.now + 0.004
+    attempt.first_byte = clock.now + 0.024
     clock.now = attempt.sent
     attempt.tap = tap = StreamTap()
     for pause, part in (
@@ -148,7 +154,7 @@ def test_a_stream_is_timed_from_asking_for_the_key_to_its_last_byte(
     row = bench.row
     assert (row.timestamp, row.finished_at) == (1_700_000_000_012, 1_700_000_000_837)
     assert row.queue_time_ms == 3
-    assert row.ttfb_ms == 50
+    assert row.ttfb_ms == 20
     assert row.time_to_first_token_ms == 200
     assert row.processing_time_ms == 820
     assert row.response_time_ms == 824
@@ -175,6 +181,7 @@ def test_a_body_has_no_first_token(bench: Bench, clock: Clock) -> None:
     attempt = bench.attempt()
     attempt.tap = tap = BodyTap()
     clock.now += 0.3
+    attempt.first_byte = clock.now
     tap.feed(b'{"choices":[{"message":{"content":"abc"}}],"usage":{"prompt_tokens":1}}', clock.now)
     tap.finish()
     bench.meter.close("success", 200)
@@ -467,7 +474,8 @@ def test_the_providers_own_timings_are_metadata_within_bounds(bench: Bench) -> N
 
 
 def test_metadata_that_is_too_long_is_none(bench: Bench) -> None:
-    bench.stream(event({"content": "a"}, service_tier="x" * MAX_METADATA, model="json"))
+    timings = {f"n{number}": number for number in range(MAX_METADATA // 8)}
+    bench.stream(event({"content": "a"}, timings=timings, model="json"))
     bench.meter.close("success", 200)
     assert bench.row.metadata is None
 
@@ -533,7 +541,7 @@ def test_an_attempt_is_admitted_with_what_its_row_would_have(bench: Bench, clock
     admitted: list[CallRecord] = []
     journal: Any = SimpleNamespace(admit=admitted.append)
     bench.meter._books = msgspec.structs.replace(bench.meter._books, journal=journal)
-    attempt = bench.attempt()
+    attempt = bench.prepared()
     assert not attempt.admitted
     bench.meter.admit(attempt)
     assert attempt.admitted
@@ -549,10 +557,24 @@ def test_an_attempt_is_admitted_with_what_its_row_would_have(bench: Bench, clock
 
 
 def test_a_call_that_may_not_be_made_says_why_in_its_row(bench: Bench) -> None:
-    bench.attempt()
+    bench.prepared()
     bench.meter.refuse(GatewayError(503, "not written down", ErrorReason.INTERNAL))
-    assert (bench.row.status, bench.row.error_reason) == ("error", "internal")
+    assert (bench.row.status, bench.row.error_reason) == ("rejected", "internal")
+    assert (bench.row.attempt, bench.row.key_id) == (1, None)
     assert bench.row.error_message == "not written down"
+
+
+def test_what_was_never_sent_is_no_attempt(bench: Bench, clock: Clock) -> None:
+    bench.fail(ErrorReason.CONNECT, "first")
+    bench.prepared(Target("other", "big"))
+    assert bench.records == []
+    clock.now += 1
+    bench.fail(ErrorReason.CONNECT, "second")
+    bench.prepared(Target("other", "big"))
+    bench.meter.refuse(GatewayError(502, "no", ErrorReason.CONNECT))
+    first, last = bench.records
+    assert (first.attempt, first.is_final, first.error_message) == (1, False, "first")
+    assert (last.attempt, last.is_final, last.error_message) == (2, True, "second")
 
 
 def test_there_is_nothing_to_read_on_where_no_upstream_is_at_work(bench: Bench) -> None:
@@ -585,22 +607,41 @@ def test_a_drained_stream_s_speed_leaves_thoughts_out(bench: Bench, clock: Clock
 # What was said.
 
 
-def test_an_error_message_says_nothing_that_the_request_said(bench: Bench) -> None:
-    bench.meter.request = b'{"messages": [{"role": "user", "content": "where is the gold hidden"}]}'
-    bench.fail(ErrorReason.INVALID_REQUEST, "sk-1 cannot read: where is the gold hidden?")
+def test_a_providers_words_are_not_kept(bench: Bench) -> None:
+    attempt = bench.attempt()
+    told = {"status": 400, "type": "invalid_request_error", "param": "messages"}
+    attempt.fault = Fault(ErrorReason.INVALID_REQUEST, "gold!", quoted=True, **told)  # type: ignore[arg-type]
     bench.meter.close(None, 400)
-    assert bench.row.error_message == "*** cannot read: […]?"
+    known = "status 400, type invalid_request_error, param messages"
+    assert bench.row.error_message == f"the provider's error: {known}"
 
 
-def test_once_the_request_is_forgotten_nothing_can_be_told_from_it(bench: Bench) -> None:
+def test_what_we_say_ourselves_stays_without_the_keys(bench: Bench) -> None:
     bench.meter.request = b"{}"
-    assert bench.meter.hide("a message that is long") == "a message that is long"
     bench.meter.forget()
     assert bench.meter.request is None
-    assert bench.meter.hide("a message that is long") == UNTOLD
-    bench.fail(ErrorReason.TRUNCATED, "what we say ourselves stays as it is")
+    assert bench.meter.hide("a message of an exception") == UNTOLD
+    bench.fail(ErrorReason.TRUNCATED, "sk-1 broke off")
     bench.meter.close(None, 200)
-    assert bench.row.error_message == "what we say ourselves stays as it is"
+    assert bench.row.error_message == "*** broke off"
+
+
+def test_what_is_no_name_is_not_kept(bench: Bench) -> None:
+    attempt = bench.stream(
+        event(
+            {"content": "a"},
+            system_fingerprint="what it said",
+            model="what it said",
+            service_tier="what it said",
+            provider="what it said of gold",
+            usage={"prompt_tokens": 1, "gold_time": "what it said", "what it said_time": 1},
+        ),
+        event(finish="what it said", model="what it said"),
+    )
+    attempt.tap.details["timings"] = {"said": "gold", "n": 1}  # type: ignore[union-attr]
+    bench.meter.close("success", 200)
+    assert (bench.row.finish_reason, bench.row.model_version) == (None, None)
+    assert json.loads(bench.row.metadata or "") == {"timings": {"n": 1}}
 
 
 @pytest.mark.parametrize("private", [False, True])

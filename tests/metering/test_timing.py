@@ -33,7 +33,7 @@ def test_the_time_in_line_is_none_of_our_own() -> None:
 def streamed(*events: tuple[float, dict[str, Any]]) -> dict[str, Any]:
     """The times of an attempt that was sent at 10 s, and whose stream said this at those times."""
     attempt = Attempt(1, Target("lab", "m"), 10.0, leased=10.0)
-    attempt.tap = tap = StreamTap()
+    attempt.first_byte, attempt.tap = 10.25, (tap := StreamTap())
     for at, delta in events:
         tap.feed(chunk(delta), at)
     return timing(attempt, 10.0, 99.0)
@@ -51,7 +51,7 @@ def test_every_moment_counts_from_sending() -> None:
     )
     moments = ("ttfb", "time_to_first_token", "first_reasoning", "first_content", "first_tool")
     found = [times[f"{name}_ms"] for name in (*moments, "last_token")]
-    assert found == [500, 1000, 1000, 2000, 2500, 2500]
+    assert found == [250, 1000, 1000, 2000, 2500, 2500]
 
 
 def test_what_never_came_has_no_moment() -> None:

@@ -10,6 +10,7 @@ from contextlib import suppress
 import httpx
 import pytest
 
+from proxy.clock import monotonic
 from proxy.providers import transport as transport_module
 from proxy.providers.transport import Transport
 from tests.providers.sockets import (
@@ -328,6 +329,27 @@ async def test_a_server_that_closes_at_once_is_no_hang(client: Transport) -> Non
             with pytest.raises(httpx.NetworkError):
                 await fetch(client, post(server.url))
         assert server.requests == []
+
+
+async def test_the_first_byte_is_that_of_the_head_of_the_answer(client: Transport) -> None:
+    moments: list[float] = []
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        for part in (
+            b"HTTP/1.1 103 \r\n\r\n",
+            b"HTTP/1.1 200 OK\r\n",
+            b"content-length: 2\r\n\r\nok",
+        ):
+            moments.append(monotonic())
+            await peer.send(part)
+            await asyncio.sleep(0.05)
+
+    async with listening(script) as server:
+        response = await client.handle_async_request(post(server.url))
+        _, head, rest = moments
+        assert head < response.extensions["first_byte"] < rest
+        await response.aclose()
 
 
 async def test_that_a_request_goes_out_is_told_once_there_is_a_connection(

@@ -15,6 +15,7 @@ from proxy.metering.attempt import Attempt
 from proxy.providers import OLLAMA_NATIVE
 from proxy.providers.base import Dialect, Provider
 from proxy.providers.openai import OpenAI
+from proxy.providers.translation import Untranslatable
 from proxy.relay.exchange import MAX_ERROR_BODY, Call, exchange
 from proxy.relay.inbound import parse
 from proxy.relay.outbound import Outbound
@@ -192,13 +193,21 @@ async def test_where_openai_is_not_spoken_both_ways_are_translated() -> None:
     assert tried.body.closed == 1
 
 
-async def test_what_cannot_be_translated_is_a_fault_and_not_sent() -> None:
+async def test_what_cannot_be_translated_is_not_sent() -> None:
     tried = Try()
     tried.dialect = OLLAMA_NATIVE
-    found = await tried.run()
-    assert isinstance(found, Fault)
-    assert (found.reason, found.executed, tried.requests) == ("invalid_request", False, [])
-    assert "'messages'" in found.message
+    with pytest.raises(Untranslatable, match="'messages'"):
+        await tried.run()
+    assert (tried.requests, tried.admitted) == ([], False)
+
+
+@pytest.mark.parametrize(
+    ("sent", "kept"), [(b"req_01J", "req_01J"), (b"what the model said", None), (b"", None)]
+)
+async def test_an_upstreams_id_is_kept_if_it_looks_like_one(sent: bytes, kept: str | None) -> None:
+    tried = Try(fields=[(b"x-request-id", sent)])
+    await tried.run()
+    assert tried.attempt.upstream_request_id == kept
 
 
 async def test_a_stream_that_says_nothing_for_a_while_is_taken_as_it_is() -> None:

@@ -197,7 +197,7 @@ def test_the_parameters_are_read() -> None:
         ({"stream": "true"}, "stream", False),
         ({"reasoning": {"effort": "high"}}, "reasoning_effort", "high"),
         ({"reasoning": {"effort": "high"}, "reasoning_effort": "low"}, "reasoning_effort", "low"),
-        ({"reasoning_effort": "x" * 99}, "reasoning_effort", "x" * 32),
+        ({"reasoning_effort": "as you like"}, "reasoning_effort", None),
         ({"model": "x" * 999}, "model", "x" * 256),
     ],
 )

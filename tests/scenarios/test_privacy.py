@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -21,7 +22,7 @@ Start = Callable[..., Awaitable[Gateway]]
 SYSTEM, PROMPT, FILE = "canary-system-5e21c7", "canary-prompt-8a40f9", "canary-file-3d77b1.pdf"
 CALLED, SCHEMA, IMAGE = "canary-called-6c1e02", "canary-schema-94d5aa", "canary/image/0f" * 60
 SAID, THOUGHT, ASKED_TOOL = "canary-said-b7230e", "canary-thought-41c9d6", "canary-tool-e58f13"
-REFUSED, OTHER = "canary-refused-27b6d0", "canary-other-c05e8f"
+REFUSED, OTHER, SHORT = "canary-refused-27b6d0", "canary-other-c05e8f", "canary-0f31d"
 
 BODY = {
     "messages": [
@@ -40,10 +41,11 @@ BODY = {
         },
     ],
     "tools": [{"type": "function", "function": {"name": "f", "description": SCHEMA}}],
-    "stop": [OTHER],
+    "stop": [OTHER, SHORT],
     "prompt_cache_key": OTHER,
     "user": "u-7",
     "metadata": {"note": OTHER, "tags": ["batch"]},
+    "reasoning_effort": f"as {OTHER} says",
 }
 QUOTED = json.dumps(BODY)
 """A provider's way to say what it does not like."""
@@ -56,6 +58,14 @@ MESSAGE = {
     "tool_calls": [{"id": "c", "function": {"name": "f", "arguments": f'"{ASKED_TOOL}"'}}],
 }
 WHOLE = {"choices": [{"index": 0, "message": MESSAGE, "finish_reason": "stop"}]}
+NAMES = {
+    "choices": [{"index": 0, "message": MESSAGE, "finish_reason": f"said {SAID}"}],
+    **dict.fromkeys(("model", "system_fingerprint", "service_tier"), f"said {SAID}"),
+    "provider": f"it said {SAID} at last",
+    "timings": {"prompt_ms": 1.0, "said": SAID, f"of {SAID}": 1},
+    "usage": {"prompt_tokens": 1, "completion_tokens": 1, "queue_time": SAID},
+}
+"""Where an upstream's names are asked for, and it says something else."""
 CHUNKS = [
     event({"reasoning": THOUGHT}),
     event({"content": SAID[:9]}),
@@ -64,7 +74,11 @@ CHUNKS = [
     event({"tool_calls": [{"index": 0, **MESSAGE["tool_calls"][0]}]}),  # type: ignore[index]
 ]
 DONE = [event(finish="stop"), b"data: [DONE]\n\n"]
-FAULT = b"data: " + json.dumps({"error": {"message": QUOTED}}).encode() + b"\n\n"
+
+
+def fault(message: str) -> bytes:
+    return b"data: " + json.dumps({"error": {"message": message}}).encode() + b"\n\n"
+
 
 ECHOES: dict[str, Script] = {
     "invalid": error(400, f"cannot read {PROMPT!r} of {FILE}"),
@@ -73,8 +87,17 @@ ECHOES: dict[str, Script] = {
     "text": answer(500, QUOTED.encode(), content_type="text/plain"),
     "detail": json_answer({"detail": [{"msg": "bad", "input": BODY}]}, 422),
     "limited": error(429, f"slow down with {PROMPT}"),
-    "first": stream([FAULT]),
-    "late": stream([*CHUNKS, 0.01, FAULT], ends="cut"),
+    "upper": error(400, f"INVALID PROMPT: {PROMPT.upper()}"),
+    "address": error(400, f"GET /?q={quote(PROMPT, safe='').replace('-', '%2D')}"),
+    "page": answer(502, f"<p>{PROMPT.replace('-', '&#45;')}</p>".encode()),
+    "short": error(400, f"cannot read {SHORT}"),
+    "typed": error(400, "no", f"said {SHORT}"),
+    "answered": error(500, f"Failed to parse input at pos 0: {SAID}"),
+    "names": json_answer(NAMES, x_request_id=f"said {SAID}"),
+    "first": stream([fault(QUOTED)]),
+    "late": stream([*CHUNKS, 0.01, fault(QUOTED)], ends="cut"),
+    "peeked": stream([b"".join([*CHUNKS, fault(f"cannot go on after {SAID}")])], ends="cut"),
+    "told": stream([*CHUNKS, 0.01, fault(f"cannot go on after {SAID.upper()}")], ends="cut"),
     "cut": stream(CHUNKS, ends="cut"),
 }
 
@@ -95,7 +118,7 @@ async def live(gateway: Gateway, upstream: Upstream) -> int:
     upstream.by_model |= {"whole": json_answer(WHOLE), "streamed": stream([*CHUNKS, *DONE])}
     names = [*ECHOES, "whole", "streamed", "faulty"]
     for name in names:
-        body = {"model": f"lab/{name}", "stream": name != "whole", **BODY}
+        body = {"model": f"lab/{name}", "stream": name not in ("whole", "names"), **BODY}
         with suppress(httpx.RemoteProtocolError):
             await gateway.client.post("/v1/chat/completions", json=body)
     upstream.script = json_answer({"choices": [{"index": 0, "text": SAID}]})
@@ -154,15 +177,18 @@ async def test_at_metadata_no_word_of_a_call_is_found_anywhere(
     places["the log"] = "\n".join([out, err, *map(logging.Formatter().format, ours)])
     places["its records"] = repr([vars(record) for record in ours])
     assert {"gateway-1/calls.db", "gateway-1/calls.db-wal"} <= places.keys()
-    assert not [place for place, text in places.items() if "canary" in text]
+    marks = ("canary", "%2d", "&#45;")
+    assert not [place for place, text in places.items() for mark in marks if mark in text.lower()]
     rows = {row["model"]: row for row in gateway.select("SELECT * FROM api_calls")}
     # Whom a call is for is no word of it.
     assert (rows["whole"]["user_id"], rows["whole"]["tags"]) == ("u-7", '["batch"]')
-    assert rows["invalid"]["error_message"] == "cannot read '[…]' of […]"
-    assert rows["limited"]["error_message"] == "slow down with[…]"
-    assert [rows[name]["status"] for name in ("whole", "late", "json")] == [
-        *("success", "error", "success")
+    assert rows["invalid"]["error_message"] == "the provider's error: status 400, type x"
+    filtered = "the provider's error: status 400, type x, code content_filter"
+    assert rows["filtered"]["error_message"] == filtered
+    assert [rows[name]["status"] for name in ("whole", "names", "late", "told", "json")] == [
+        *("success", "success", "error", "error", "success")
     ]
+    assert json.loads(rows["names"]["metadata"]) == {"timings": {"prompt_ms": 1.0}}
     levels = gateway.select("SELECT DISTINCT privacy_level AS level FROM api_calls")
     assert [row["level"] for row in levels] == ["metadata"]
     assert gateway.select("SELECT * FROM call_contents") == []

@@ -220,7 +220,7 @@ async def test_an_error_event_of_the_upstreams_is_not_followed_by_another(
     assert not raw.endswith(b"0\r\n\r\n")
     row = await gateway.attempt("theirs")
     assert (row["status"], row["error_reason"]) == ("error", "stream_error")
-    assert row["error_message"] == "gave up"
+    assert row["error_message"] == "the provider's error: status 500"
 
 
 async def test_a_body_that_is_cut_is_a_failed_attempt(gateway: Gateway, upstream: Upstream) -> None:

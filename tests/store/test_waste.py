@@ -59,7 +59,7 @@ async def test_every_useless_attempt_is_of_one_kind(either: Store) -> None:
 
 
 async def test_what_is_known_of_no_attempt_is_not_zero(either: Store) -> None:
-    await either.write([failed(response_time_ms=None)])
+    await either.write([failed(response_time_ms=None, total_duration_ms=None)])
     totals, _ = await wasted(either)
     assert totals["failed"] == {
         "attempts": 1,
@@ -68,8 +68,10 @@ async def test_what_is_known_of_no_attempt_is_not_zero(either: Store) -> None:
     }
 
 
-async def test_a_client_that_left_before_a_key_was_free_cost_nothing(either: Store) -> None:
-    await either.write([call(status="cancelled", response_time_ms=None, total_tokens=None)])
+@pytest.mark.parametrize("status", ["cancelled", "error", "timeout"])
+async def test_what_ended_before_any_attempt_cost_nothing(either: Store, status: str) -> None:
+    never = {"response_time_ms": None, "total_duration_ms": 5.0, "total_tokens": None}
+    await either.write([call(status=status, **never)])
     totals, data = await wasted(either)
     assert (totals["all"], data) == (waste.NOTHING, [])
 
