@@ -109,7 +109,7 @@ class Meter:
                     self._attribution,
                     endpoint=self._endpoint,
                     client_id=self._client_id,
-                    privacy_level=self._books.privacy_level,
+                    privacy_level=self._level,
                 )
             )
         attempt.admitted = True
