@@ -114,7 +114,7 @@ class Meter:
                     self.who,
                     endpoint=self._endpoint,
                     client_id=self._client_id,
-                    privacy_level=self._books.privacy_level,
+                    privacy_level=self._level,
                 )
             )
         if self.last is not None:

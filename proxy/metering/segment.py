@@ -14,6 +14,7 @@ import re
 import struct
 import sys
 from collections.abc import Iterator
+from os import SEEK_END
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 from zlib import crc32
@@ -50,11 +51,19 @@ class Name(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A payload, the position behind it, and whether something before it could not be read."""
+    """A payload, and the position behind it."""
 
     payload: bytes
     end: int
-    skipped: bool
+
+
+class Damage(NamedTuple):
+    """So many bytes that are no entry, and the position behind them. ``torn``: they are what there
+    is of the last entry, whose process ended as it wrote it."""
+
+    size: int
+    end: int
+    torn: bool
 
 
 def framed(payload: bytes) -> bytes:
@@ -84,32 +93,34 @@ def sealed(file: BinaryIO) -> bool:
     return True
 
 
-def entries(file: BinaryIO, position: int, *, over: bool) -> Iterator[Entry]:
+def entries(file: BinaryIO, position: int, *, over: bool) -> Iterator[Entry | Damage]:
     """The whole entries from ``position`` on.
 
     They end at the first that is not whole, as the newest may be that is written just now. Where
-    it is ``over`` with a segment that one is damaged, or was torn by the end of its process, and
-    whatever is whole behind it comes, too.
+    it is ``over`` with a segment that one is damaged, or was torn by the end of its process: that
+    comes as such, and whatever is whole behind it comes, too.
     """
-    skipped = False
+    size = file.seek(0, SEEK_END)
     if position == 0:
         file.seek(0)
         if file.read(len(MAGIC)) == MAGIC:
             position = len(MAGIC)
         elif not over:
             return
+        elif size == 0:  # it began with its magic once
+            yield Damage(0, 0, torn=False)
     file.seek(position)
     while True:
         payload = _next(file)
         if payload is not None:
             position += _FRAME.size + len(payload)
-            yield Entry(payload, position, skipped)
-            skipped = False
+            yield Entry(payload, position)
             continue
-        found = _resume(file, position) if over else None
-        if found is None:
+        if not over or position == size:
             return
-        position, skipped = found, True
+        end = _resume(file, position)
+        yield Damage(end - position, end, torn=end == size and _torn(file, position, size))
+        position = end
         file.seek(position)
 
 
@@ -126,8 +137,8 @@ def count(file: BinaryIO, position: int, most: int, *, but: int) -> int:
     return found
 
 
-def _resume(file: BinaryIO, position: int) -> int | None:
-    """Where the first whole entry behind a damaged place begins; None if there is none."""
+def _resume(file: BinaryIO, position: int) -> int:
+    """Where the first whole entry behind a damaged place begins; the end if there is none."""
     file.seek(position)
     rest = memoryview(data := file.read())
     zero = 3  # the place of the length's last byte
@@ -138,7 +149,19 @@ def _resume(file: BinaryIO, position: int) -> int | None:
         length, checksum = _FRAME.unpack_from(data, at)
         if 0 < length <= len(data) - begin and crc32(rest[begin : begin + length]) == checksum:
             return position + at
-    return None
+    return position + len(data)
+
+
+def _torn(file: BinaryIO, position: int, size: int) -> bool:
+    """Whether the bytes up to the end may be the beginning of an entry that is longer than that."""
+    if position == 0:  # a segment appears with its magic, or not at all
+        return False
+    file.seek(position)
+    head = file.read(_FRAME.size)
+    if len(head) < _FRAME.size:
+        return True
+    length: int = _FRAME.unpack(head)[0]
+    return size - position - _FRAME.size < length <= MAX_PAYLOAD
 
 
 def _next(file: BinaryIO) -> bytes | None:

@@ -12,11 +12,11 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from proxy.clock import monotonic
 from proxy.metering.admission import ADMISSION, Admission, Unfinished
-from proxy.metering.segment import Name, count, entries, listed, sealed
+from proxy.metering.segment import Damage, Name, count, entries, listed, sealed
 from proxy.types import CallRecord
 
 BATCH = 2_000
@@ -34,16 +34,26 @@ Moves = Mapping[str, tuple[int, int | None]]
 """For each segment: from which byte to which; to None: the segment is gone."""
 
 
+class _Tail(NamedTuple):
+    """How far a segment was read, who was under way there, and how much before could not be read:
+    in bytes, None if all could."""
+
+    unfinished: Unfinished
+    position: int
+    damage: int | None
+
+
 class _Batch:
     """What was read and is to be committed together."""
 
     def __init__(self) -> None:
         self.items: list[object] = []
         self.moves: dict[str, tuple[int, int | None]] = {}
-        self.tails: dict[Name, tuple[Unfinished, int]] = {}
+        self.tails: dict[Name, _Tail] = {}
         self.done: list[Name] = []  # segments that nobody needs once this is committed
-        self.damaged: set[Name] = set()
-        self.unreadable: list[str] = []
+        self.torn: list[Name] = []
+        self.damaged = 0  # places that cannot be read; an entry at least is lost in each
+        self.unreadable: list[str] = []  # entries
         self.interrupted = 0
 
     @property
@@ -77,7 +87,7 @@ class Shipper:
         self._interval = INTERVAL
         self._positions: dict[str, int] = {}  # as they are committed
         self._in_step = False  # whether that is so: after a failure only the database knows
-        self._tails: dict[Name, tuple[Unfinished, int]] = {}  # and up to where that was read
+        self._tails: dict[Name, _Tail] = {}
         self._gone: dict[str, int] = {}  # segments that are deleted, and whose positions may go
         self._kept: set[Name] = set()  # segments that cannot be deleted
         self._ships = False
@@ -91,7 +101,7 @@ class Shipper:
 
     def status(self) -> dict[str, Any]:
         """``recorded`` call rows, ``queued`` entries, ``dropped`` ones (which could not be read),
-        and the last error."""
+        and why those wait: the last error, None once all are written."""
         return {
             "recorded": self._recorded,
             "queued": self.queued(),
@@ -174,15 +184,19 @@ class Shipper:
         if self._failures:
             _log.info("the database can be written again")
         self._failures = 0
+        if not batch.full:  # nothing waits any more
+            self._last_error = None
         self._settle(batch)
         return batch.full or bool(self._gone)
 
     def _settle(self, batch: _Batch) -> None:
         """A batch is committed: segments that were read to their end may go."""
         self._recorded += sum(1 for item in batch.items if isinstance(item, CallRecord))
+        self._unreadable += batch.damaged + len(batch.unreadable)
         for what in batch.unreadable:
-            self._unreadable += 1
             _log.error("%s", what)
+        for name in batch.torn:
+            _log.info("%s ends within an entry, in which its process ended", name)
         if batch.interrupted:
             _log.warning("%d calls were interrupted when their process ended", batch.interrupted)
         self._tails.update(batch.tails)
@@ -193,21 +207,22 @@ class Shipper:
             else:
                 self._positions[segment] = end
         for name in batch.done:
-            self._tails.pop(name, None)
-            if self._delete(name, aside=name in batch.damaged) and str(name) in self._positions:
+            if self._delete(name, self._tails.pop(name).damage) and str(name) in self._positions:
                 self._gone[str(name)] = self._positions[str(name)]
 
-    def _delete(self, name: Name, *, aside: bool) -> bool:
-        """Delete a segment, or put it aside. One whose predecessor is still there must stay: the
-        next start would take that for the last word of its process."""
+    def _delete(self, name: Name, damage: int | None) -> bool:
+        """Delete a segment, or put it aside if it is damaged. One whose predecessor is still there
+        must stay: the next start would take that for the last word of its process."""
         path = self._folder / str(name)
         try:
             if any(kept.owner == name.owner for kept in self._kept):
                 raise OSError("an earlier one cannot be deleted")
-            if aside:
-                path.replace(path.with_suffix(".damaged"))
+            if damage is not None:
+                aside = path.with_suffix(".damaged")
+                path.replace(aside)
                 _log.error(
-                    "%s is damaged: what could be read is kept", path.with_suffix(".damaged")
+                    "%s is damaged: %d of its bytes cannot be read; the rest is in the database",
+                    *(aside, damage),
                 )
             else:
                 path.unlink(missing_ok=True)
@@ -235,21 +250,24 @@ class Shipper:
     def _read(self, name: Name, batch: _Batch) -> bool:
         """Read on in a segment; whether that was the rest of it."""
         committed = self._positions.get(str(name), 0)
-        before = len(batch.items)
-        unfinished, position = Unfinished(), 0
-        if name in self._tails:
-            unfinished, position = self._tails[name]
-            unfinished = unfinished.copy()
+        found = len(batch.items)
+        unfinished, position, damage = self._tails.get(name) or _Tail(Unfinished(), 0, None)
+        unfinished = unfinished.copy()
         with (self._folder / str(name)).open("rb") as file:
             over = not self._writes(name) and sealed(file)
             for entry in entries(file, position, over=over):
                 position = entry.end
-                if entry.skipped:
-                    batch.damaged.add(name)
+                if isinstance(entry, Damage):
+                    if entry.torn:
+                        batch.torn.append(name)
+                    else:
+                        damage = (damage or 0) + entry.size
+                        batch.damaged += position > committed or not entry.size
+                    continue
                 try:
                     item = self._decode(entry.payload)
                 except ValueError as error:
-                    batch.damaged.add(name)
+                    damage = (damage or 0) + len(entry.payload)
                     if position > committed:
                         batch.unreadable.append(f"an entry of {name} cannot be read: {error}")
                     continue
@@ -264,7 +282,7 @@ class Shipper:
                     if not (self._folder / str(name.next())).exists():
                         batch.items.extend(unfinished.rows())
                         batch.interrupted += len(unfinished)
-        batch.tails[name] = unfinished, position
-        if len(batch.items) > before:
+        batch.tails[name] = _Tail(unfinished, position, damage)
+        if len(batch.items) > found:
             batch.moves[str(name)] = (committed, max(committed, position))
         return name in batch.done

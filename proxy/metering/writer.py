@@ -76,6 +76,6 @@ class Writer:
         self.journal.close()
         await self._shipper.drain(deadline - monotonic())
         if left := self._shipper.queued():
-            error = self._shipper.status()["last_error"]
+            error = self._shipper.status()["last_error"] or "there was no more time"
             _log.error("%d items wait in the journal for the next start: %s", left, error)
         self._election.close()

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+
+File = tuple[int, int]
+"""Device and inode: which file it is, whatever its name."""
 
 
 class StoreError(Exception):
@@ -51,6 +57,30 @@ def make_folder(address: URL) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StoreError(f"cannot create the folder {folder}: {error.strerror}") from error
+
+
+BESIDE = ("-wal", "-shm")
+"""What SQLite has beside a database file that is open."""
+
+
+def file(address: URL, suffix: str = "") -> File | None:
+    """The file at the path of the database; None if none is there, or the database is no file."""
+    if address.get_backend_name() != "sqlite":
+        return None
+    try:
+        found = os.stat(f"{address.database}{suffix}")
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def clear(address: URL, remains: Mapping[str, File | None]) -> None:
+    """Delete from beside a database file what is still there of another that was open at its path.
+    SQLite would take it for the new one's."""
+    for suffix, was in remains.items():
+        if was is not None and file(address, suffix) == was:
+            with suppress(OSError):
+                os.unlink(f"{address.database}{suffix}")
 
 
 def reason(error: BaseException) -> str:

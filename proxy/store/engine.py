@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -41,12 +42,17 @@ WRITERS = 1
 READERS = {"sqlite": 2, "postgresql": 4}
 """Connections of one process, by kind of database: it opens no more than ``WRITERS + READERS``."""
 
+_log = logging.getLogger("tollkeeper.store")
+
 
 class Store:
     """What the gateway remembers, in SQLite or PostgreSQL.
 
     ``url`` None keeps nothing: the tables are there, in memory, and stay empty. ``windows`` says
     how long the limits of a provider's headers run, in seconds by provider and limit type.
+
+    A database file that is deleted, moved or replaced while it is open is let go, and what is at
+    its path is opened instead, made anew if need be.
     """
 
     def __init__(
@@ -61,6 +67,11 @@ class Store:
         self._knocking = Knocking()
         self._writer: AsyncEngine | None = None
         self._reader: AsyncEngine | None = None
+        self._file: address.File | None = None  # the one that is open
+        self._beside: dict[str, address.File | None] = {}
+        self._lost = False  # it was taken away, and no other is open yet
+        self._parting: list[AsyncEngine] = []  # let go, with connections that are still in use
+        self._uncounted = False  # another is open, whose positions nobody has asked for yet
         self.refused = 0
         """Items that the database will never take, and which were therefore left out."""
 
@@ -75,12 +86,17 @@ class Store:
         return self._address is not None
 
     async def open(self) -> None:
-        """Create or migrate the database and connect; does nothing if that is done.
+        """Create or migrate the database and connect; does nothing if that is done, and the file
+        is still where it was.
 
         Raises SchemaError if a newer version made the database, StoreError if it cannot be
         opened now: ``write`` then tries again by itself.
         """
         async with self._opening:
+            if self._taken_away():
+                await self._let_go()
+            elif self._parting:
+                await self._disconnect(self._parting)
             if self._reader is not None:
                 return
             if self._address is None:
@@ -92,28 +108,64 @@ class Store:
             try:
                 # Looked at by a reader, for whom it is no matter that another process writes.
                 await schema.ensure(reader, self._address)
+                file = address.file(self._address)
                 # The one connection is made here, where nobody is cancelled: the pool would let
                 # others wait for half a minute for one whose making was given up.
                 async with writer.connect():
                     pass
+                if file != address.file(self._address):
+                    raise StoreError(f"{self.location} was taken away while it was opened")
             except BaseException as error:
                 await writer.dispose()
                 await reader.dispose()
                 if isinstance(error, (SQLAlchemyError, OSError)):
                     raise StoreError(self._unusable(error)) from error
                 raise
-            self._writer, self._reader = writer, reader
+            self._writer, self._reader, self._file = writer, reader, file
+            self._beside = {
+                suffix: address.file(self._address, suffix) for suffix in address.BESIDE
+            }
+            self._lost = False
 
     async def close(self) -> None:
         """Give back every connection; the store can be opened again."""
         async with self._opening:
-            engines = (self._writer, self._reader)
-            self._writer = self._reader = None
-            self._ledger = Ledger(self._windows)
-            self._partitions = Partitions()
-            for engine in engines:
-                if engine is not None:
-                    await engine.dispose()
+            for engine in (*self._parting, *self._forget()):
+                await engine.dispose()
+            self._parting = []
+
+    def _forget(self) -> list[AsyncEngine]:
+        """From now on nothing is open. What was, for whoever closes it."""
+        engines = [engine for engine in (self._writer, self._reader) if engine is not None]
+        self._writer = self._reader = self._file = None
+        self._ledger = Ledger(self._windows)
+        self._partitions = Partitions()
+        return engines
+
+    async def _disconnect(self, engines: Sequence[AsyncEngine]) -> None:
+        """Close those that nobody uses just now, and keep the others for the next time."""
+        self._parting = [engine for engine in engines if _in_use(engine)]
+        for engine in engines:
+            if engine not in self._parting:
+                await engine.dispose()
+
+    def _taken_away(self) -> bool:
+        """Whether the file that is open is not, or not any more, the one at its path. SQLite goes
+        on in it without a word."""
+        if self._file is None or self._address is None:
+            return False
+        return address.file(self._address) != self._file
+
+    async def _let_go(self) -> None:
+        assert self._address is not None
+        self._lost = self._uncounted = True
+        _log.error(
+            "%s, and what it held with it; the rows that the journal still has, and all that come,"
+            " go into the file at that path, a new one if there is none",
+            self._elsewhere(),
+        )
+        address.clear(self._address, self._beside)
+        await self._disconnect([*self._parting, *self._forget()])
 
     async def write(self, items: Sequence[object], moves: Moves | None = None) -> None:
         """Write a batch in one transaction; StoreError if nothing of it was written.
@@ -123,18 +175,24 @@ class Store:
         """
         if self._address is None or not (items or moves):
             return
-        writer = await self.writer()
         async with self._writing:
+            writer, file = await self.writer(), self._file
+            if moves and self._uncounted:
+                raise StoreError(self._elsewhere())
             try:
                 if writer.dialect.name == "postgresql":
                     await self._partitions.make(writer, items)
-                self.refused += await salvage.write(self._ledger, writer, items, moves)
+                refused = await salvage.write(self._ledger, writer, items, moves)
             except (SQLAlchemyError, OSError) as error:
                 raise StoreError(self._unusable(error)) from error
+            if file != address.file(self._address):  # it may have been committed to nowhere
+                raise StoreError(self._elsewhere())
+            self.refused += refused
 
     async def positions(self) -> dict[str, int]:
         """How far each segment of the journal was taken in. StoreError if that cannot be read."""
         await self.open()
+        self._uncounted = False
         async with self.reader() as connection:
             return await positions.load(connection)
 
@@ -148,6 +206,8 @@ class Store:
     @asynccontextmanager
     async def reader(self) -> AsyncIterator[Reader]:
         """A connection for queries. StoreError if the database is not open or cannot be read."""
+        if self._lost or self._parting or self._taken_away():
+            await self.open()
         if self._reader is None:
             raise StoreError("the database is not open")
         try:
@@ -156,8 +216,15 @@ class Store:
         except (SQLAlchemyError, OSError) as error:
             raise StoreError(self._unusable(error)) from error
 
+    def _elsewhere(self) -> str:
+        return f"the database file {self.location} was deleted, moved or replaced while in use"
+
     def _unusable(self, error: BaseException) -> str:
         return f"cannot use the database {self.location}: {address.reason(error)}"
+
+
+def _in_use(engine: AsyncEngine) -> bool:
+    return isinstance(engine.pool, AsyncAdaptedQueuePool) and engine.pool.checkedout() > 0
 
 
 def _writer(where: URL, knocking: Knocking) -> AsyncEngine:

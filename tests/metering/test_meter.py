@@ -556,6 +556,18 @@ def test_an_attempt_is_admitted_with_what_its_row_would_have(bench: Bench, clock
     }
 
 
+def test_what_an_interrupted_call_says_of_privacy_is_what_its_client_asked_for(
+    bench: Bench, clock: Clock
+) -> None:
+    admitted: list[CallRecord] = []
+    journal: Any = SimpleNamespace(admit=admitted.append)
+    books = Books(bench.records.append, bench.quote, str, "full", journal, content=lambda _: None)
+    for private in (True, False):
+        bench.meter = Meter(books, "ID", "/v1", None, Attribution(private=private), clock.now)
+        bench.meter.admit(bench.attempt())
+    assert [row.privacy_level for row in admitted] == ["metadata", "full"]
+
+
 def test_a_call_that_may_not_be_made_says_why_in_its_row(bench: Bench) -> None:
     bench.prepared()
     bench.meter.refuse(GatewayError(503, "not written down", ErrorReason.INTERNAL))

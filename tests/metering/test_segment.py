@@ -5,29 +5,45 @@ from pathlib import Path
 
 import pytest
 
-from proxy.metering.segment import MAGIC, Entry, Name, count, entries, framed, listed, sealed
+from proxy.metering.segment import (
+    MAGIC,
+    Damage,
+    Entry,
+    Name,
+    count,
+    entries,
+    framed,
+    listed,
+    sealed,
+)
 
 PAYLOADS = [b"one", b"\x00" * 40, b"three" * 50, b"4"]
 WHOLE = MAGIC + b"".join(map(framed, PAYLOADS))
 OWNER = "1790000000000-4711-0badcafe"
 
 
-def read(folder: Path, content: bytes, position: int = 0, *, over: bool = True) -> list[Entry]:
+def read(
+    folder: Path, content: bytes, position: int = 0, *, over: bool = True
+) -> list[Entry | Damage]:
     path = folder / "segment"
     path.write_bytes(content)
     with path.open("rb") as file:
         return list(entries(file, position, over=over))
 
 
-def payloads(found: list[Entry]) -> list[bytes]:
-    return [entry.payload for entry in found]
+def payloads(found: list[Entry | Damage]) -> list[bytes]:
+    return [entry.payload for entry in found if isinstance(entry, Entry)]
+
+
+def damages(found: list[Entry | Damage]) -> list[Damage]:
+    return [entry for entry in found if isinstance(entry, Damage)]
 
 
 def test_what_was_written_is_read(tmp_path: Path) -> None:
     found = read(tmp_path, WHOLE)
     assert payloads(found) == PAYLOADS
     assert found[-1].end == len(WHOLE)
-    assert not any(entry.skipped for entry in found)
+    assert not damages(found)
 
 
 @pytest.mark.parametrize("over", [False, True])
@@ -46,7 +62,9 @@ def test_of_every_beginning_of_a_segment_its_whole_entries_are_read(
     for size in range(len(WHOLE)):
         found = read(tmp_path, WHOLE[:size], over=over)
         assert payloads(found) == PAYLOADS[: sum(end <= size for end in ends)], size
-        assert not any(entry.skipped for entry in found)
+        begun = max((end for end in [len(MAGIC), *ends] if end <= size), default=0)
+        torn = Damage(size - begun, size, torn=size > len(MAGIC))
+        assert damages(found) == ([torn] if over and size not in (len(MAGIC), *ends) else [])
 
 
 def test_each_damaged_byte_costs_one_entry_and_is_noticed(tmp_path: Path) -> None:
@@ -60,18 +78,24 @@ def test_each_damaged_byte_costs_one_entry_and_is_noticed(tmp_path: Path) -> Non
         left = [b"aaaa", b"bbbb", b"cccc"]
         del left[lost]
         assert payloads(found) == left, place
-        assert [entry.skipped for entry in found] == [n == lost for n in range(2)]
+        end = len(MAGIC) + (lost + 1) * size
+        [damage] = damages(found)
+        assert (damage.size, damage.end) == (size, end)
+        # Of the last entry a length that grew says that it was torn.
+        assert damage.torn == (place in range(len(content) - size, len(content) - size + 3))
         before = read(tmp_path, bytes(damaged), over=False)
         assert payloads(before) == left[:lost], "nobody looks behind what may still be written"
 
 
 def test_pages_that_never_reached_the_disk_are_no_entries(tmp_path: Path) -> None:
     zeros = bytes(4096)
-    assert payloads(read(tmp_path, MAGIC + framed(b"a") + zeros)) == [b"a"]
+    found = read(tmp_path, MAGIC + framed(b"a") + zeros)
+    assert payloads(found) == [b"a"]
+    assert [(each.size, each.torn) for each in damages(found)] == [(4096, False)]
     found = read(tmp_path, MAGIC + framed(b"a") + zeros + framed(b"b"))
     assert payloads(found) == [b"a", b"b"]
-    assert found[1].skipped
-    assert read(tmp_path, zeros) == []
+    assert [(each.size, each.torn) for each in damages(found)] == [(4096, False)]
+    assert read(tmp_path, zeros) == [Damage(4096, 4096, torn=False)]
 
 
 def test_entries_are_counted_up_to_a_number(tmp_path: Path) -> None:
@@ -88,9 +112,18 @@ def test_entries_are_counted_up_to_a_number(tmp_path: Path) -> None:
 def test_what_is_no_segment_has_no_entries_until_it_is_over(tmp_path: Path) -> None:
     of_another_form = b"tlkjrnl\x63" + framed(b"a")
     assert read(tmp_path, of_another_form, over=False) == []
-    (entry,) = read(tmp_path, of_another_form)
-    assert entry.skipped
-    assert read(tmp_path, b"") == []
+    found = read(tmp_path, of_another_form)
+    assert payloads(found) == [b"a"]
+    assert damages(found) == [Damage(len(MAGIC), len(MAGIC), torn=False)]
+    assert read(tmp_path, b"", over=False) == []
+    assert read(tmp_path, b"") == [Damage(0, 0, torn=False)]
+
+
+@pytest.mark.parametrize("rest", [b"\xff" * 50, framed(b"x" * 50)[:20] + b"?" * 200, b"\x01" * 8])
+def test_what_can_be_no_beginning_of_an_entry_is_damage(tmp_path: Path, rest: bytes) -> None:
+    found = read(tmp_path, WHOLE + rest)
+    assert payloads(found) == PAYLOADS
+    assert damages(found) == [Damage(len(rest), len(WHOLE + rest), torn=False)]
 
 
 def test_names_sort_as_the_segments_were_written(tmp_path: Path) -> None:

@@ -150,6 +150,7 @@ async def test_what_cannot_be_written_comes_again(
         assert process.shipper.status()["last_error"] == "disk full"
         database.broken = None
         await until(lambda: len(database.rows) == 3)
+    assert process.shipper.status()["last_error"] is None, "nothing waits any more"
     assert ids(database) == ["before", "a", "b"]
     assert caplog.messages == [
         "rows wait to be written: disk full",
@@ -280,15 +281,21 @@ async def test_a_torn_entry_ends_the_journal_of_a_dead_process(
     process.begin("a")
     whole = process.path().stat().st_size
     process.end("a")
+    caplog.set_level(logging.INFO, "tollkeeper")
     for size in range(whole, process.path().stat().st_size):
         folder = process.folder.parent / str(size)
         folder.mkdir()
         (folder / process.path().name).write_bytes(process.path().read_bytes()[:size])
         torn = Database()
-        await Process(folder, torn).ship()
+        second = Process(folder, torn)
+        caplog.clear()
+        await second.ship()
         (row,) = torn.rows
         assert (row.request_id, row.error_reason) == ("a", "interrupted")
         assert not list(folder.glob("*.damaged"))
+        assert second.shipper.status()["dropped"] == 0
+        assert ("ends within an entry" in caplog.text) == (size > whole)
+        assert not [each for each in caplog.records if each.levelno == logging.ERROR]
 
 
 async def test_a_damaged_segment_is_told_and_put_aside_and_the_rest_of_it_is_taken_in(
@@ -308,6 +315,62 @@ async def test_a_damaged_segment_is_told_and_put_aside_and_the_rest_of_it_is_tak
     assert not path.exists()
     assert path.with_suffix(".damaged").read_bytes() == content
     assert "is damaged" in caplog.text
+
+
+@pytest.mark.parametrize("left", [2, 1, 0])
+async def test_a_segment_that_is_damaged_up_to_its_end_is_told_counted_and_put_aside(
+    process: Process, database: Database, caplog: pytest.LogCaptureFixture, left: int
+) -> None:
+    sizes = [0, process.path().stat().st_size]
+    for name in ("a", "b"):
+        process.end(name)
+        sizes.append(process.path().stat().st_size)
+    process.die()
+    path = process.path()
+    content = path.read_bytes()[: sizes[left]] + b"\xa5" * 700
+    path.write_bytes(content)
+    second = Process(process.folder, database)
+    second.end("c")
+    for _ in range(2):
+        await second.ship()
+    assert ids(database) == [*["a", "b"][: max(left - 1, 0)], "c"]
+    assert not path.exists()
+    assert path.with_suffix(".damaged").read_bytes() == content
+    assert second.shipper.status()["dropped"] == 1
+    [told] = [each for each in caplog.records if each.levelno == logging.ERROR]
+    assert "700 of its bytes cannot be read" in told.message
+
+
+async def test_a_segment_of_which_nothing_is_left_is_told_and_counted(
+    process: Process, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    process.die()
+    path = process.path()
+    path.write_bytes(b"")
+    second = Process(process.folder, database)
+    await second.ship()
+    assert path.with_suffix(".damaged").exists()
+    assert second.shipper.status()["dropped"] == 1
+    assert "is damaged" in caplog.text
+
+
+async def test_damage_is_not_forgotten_over_the_batches_behind_it(
+    process: Process, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shipper, "BATCH", 2)
+    begin = process.path().stat().st_size
+    for name in "abcdefg":
+        process.end(name)
+    process.die()
+    path = process.path()
+    content = bytearray(path.read_bytes())
+    content[begin + 20] ^= 255
+    path.write_bytes(content)
+    second = Process(process.folder, database)
+    await second.ship()
+    assert ids(database) == list("bcdefg")
+    assert path.with_suffix(".damaged").read_bytes() == content
+    assert second.shipper.status()["dropped"] == 1
 
 
 async def test_an_entry_of_an_unknown_kind_is_told_counted_and_put_aside(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from proxy.bounds import MOST_SUM
@@ -20,6 +20,8 @@ from tests.turnstile import turnstile
 from tests.upstream import Upstream, completion, error, stream, words
 
 Start = Callable[..., Awaitable[Gateway]]
+Removal = Callable[[Path], None]
+EVERY_CALL = "SELECT * FROM api_calls"
 
 
 async def until(true: Callable[[], Awaitable[bool]]) -> None:
@@ -204,18 +206,64 @@ async def test_where_nothing_is_to_be_kept_nothing_is(
     assert key["state"] == "cooling"
 
 
-@pytest.mark.sqlite
-async def test_a_database_that_is_taken_away_while_it_serves_costs_no_request(
-    gateway: Gateway, upstream: Upstream
-) -> None:
-    await gateway.chat("lab/json")
-    await gateway.row()
-    for path in gateway.folder.glob("calls.db*"):
+def file_deleted(folder: Path) -> None:
+    for path in folder.glob("calls.db*"):
         if path.is_file():
             path.unlink()
-    answers: list[httpx.Response] = [await gateway.chat("lab/json") for _ in range(3)]
-    assert {got.status_code for got in answers} == {200}
-    assert (await gateway.client.get("/stats")).status_code == 200
+
+
+def all_deleted(folder: Path) -> None:
+    shutil.rmtree(folder)
+
+
+def folder_moved(folder: Path) -> None:
+    folder.rename(folder.with_name("elsewhere"))
+
+
+@pytest.mark.parametrize("remove", [file_deleted, all_deleted, folder_moved])
+async def test_a_database_that_is_taken_away_costs_no_row_that_comes_after(
+    upstream: Upstream, tmp_path: Path, caplog: pytest.LogCaptureFixture, remove: Removal
+) -> None:
+    """It is made anew, in its place, and what its old one held may be gone, which is told."""
+    database = tmp_path / "data" / "calls.db"
+    database.parent.mkdir()
+    shutil.copy(migrated("sqlite"), database)
+    config = {
+        "providers": {"lab": lab(upstream.url)},
+        "telemetry": {"database_url": f"sqlite+aiosqlite:///{database}"},
+    }
+    async with running(tmp_path, config) as gateway:
+        gateway.database = database
+        await gateway.chat("lab/json")
+        await gateway.rows(1)
+        remove(database.parent)
+        answers = [await gateway.chat("lab/json") for _ in range(3)]
+        upstream.script = stream(words("a"))
+        answers += [await gateway.chat("lab/json", stream=True) for _ in range(3)]
+        assert {got.status_code for got in answers} == {200}
+
+        async def made() -> bool:
+            return database.exists()
+
+        await until(made)
+        ids = {got.headers["x-request-id"] for got in answers}
+
+        async def written() -> bool:
+            with suppress(sqlite3.OperationalError):  # it is being migrated
+                return ids <= {row["request_id"] for row in gateway.select(EVERY_CALL)}
+            return False
+
+        await until(written)
+        assert len(gateway.select(EVERY_CALL)) in (6, 7), "the first may be in the journal still"
+        shown = (await gateway.client.get("/stats/calls")).json()["data"]
+        assert ids <= {row["request_id"] for row in shown}
+
+        async def calm() -> bool:
+            status = await recorder(gateway)
+            return (status["last_error"], status["queued"], status["dropped"]) == (None, 0, 0)
+
+        await until(calm)
+        assert "calls.db was deleted, moved or replaced" in caplog.text
 
 
 async def settled(gateway: Gateway) -> dict[str, Any]:

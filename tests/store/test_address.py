@@ -5,7 +5,15 @@ from pathlib import Path
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from proxy.store.address import StoreError, make_folder, parse, reason, shown
+from proxy.store.address import (
+    StoreError,
+    clear,
+    file,
+    make_folder,
+    parse,
+    reason,
+    shown,
+)
 
 
 def test_home_is_expanded_and_paths_are_absolute(
@@ -46,3 +54,27 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 def test_a_reason_is_one_line_without_the_statement() -> None:
     error = OperationalError("SELECT secret", {"secret": 1}, Exception("locked\nDETAIL: a row"))
     assert reason(error) == "locked"
+
+
+def test_a_file_is_the_same_under_another_name_and_another_under_the_same(tmp_path: Path) -> None:
+    one, two = (parse(f"sqlite+aiosqlite:///{tmp_path}/{name}.db") for name in ("one", "two"))
+    assert file(one) is None
+    (tmp_path / "one.db").touch()
+    first = file(one)
+    assert first is not None
+    (tmp_path / "one.db").rename(tmp_path / "two.db")
+    (tmp_path / "one.db").touch()
+    assert (file(two), file(one) == first) == (first, False)
+    assert file(parse("postgresql+asyncpg://db.example/calls")) is None
+
+
+def test_of_what_lies_beside_only_what_was_there_before_is_cleared(tmp_path: Path) -> None:
+    address = parse(f"sqlite+aiosqlite:///{tmp_path}/x.db")
+    old, new = tmp_path / "x.db-wal", tmp_path / "x.db-shm"
+    old.touch()
+    new.touch()
+    remains = {"-wal": file(address, "-wal"), "-shm": (0, 0), "-journal": None}
+    for _ in range(2):
+        clear(address, remains)
+        assert not old.exists()
+        assert new.exists()
