@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from proxy.bounds import MOST_TOKENS
+
 RawUsage = dict[str, Any]
 
 _PARTS = ("prompt_tokens", "completion_tokens", "input_tokens", "output_tokens")
@@ -52,4 +54,4 @@ def from_timings(timings: Any) -> RawUsage | None:
 
 
 def _count(value: Any) -> int:
-    return int(value) if isinstance(value, (int, float)) and 0 < value < 1e15 else 0
+    return int(value) if isinstance(value, (int, float)) and 0 < value <= MOST_TOKENS else 0

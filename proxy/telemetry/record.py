@@ -206,7 +206,7 @@ def _one_of(name: str, value: object, accepted: tuple[str, ...]) -> None:
 
 def _check_text(name: str, value: object) -> None:
     if not isinstance(value, str):
-        raise ValueError(f"{name}: must be a text (got {value!r})")
+        raise ValueError(f"{name}: must be a text (got a {type(value).__name__})")
 
 
 def _check_count(name: str, value: Any) -> None:
@@ -223,5 +223,6 @@ def _check_amount(name: str, value: Any, most: float) -> None:
     if value is None:
         return
     number = isinstance(value, int | float | Decimal) and not isinstance(value, bool)
-    if not number or math.isnan(value) or not 0 <= value <= most:
+    nothing = isinstance(value, Decimal) and value.is_nan()  # which cannot be compared
+    if not number or nothing or not 0 <= value <= most:
         raise ValueError(f"{name}: must be a number from 0 to {most:,.0f}, or None (got {value!r})")

@@ -38,6 +38,7 @@ def best_of(*candidates: Any) -> RawUsage | None:
         (counts("3", [], {}), 0),
         (counts(-3, math.nan, math.inf), 0),
         (counts(3.0, 10**30, -(10**30)), 3),
+        (counts(3, 10**12 + 1, 4e15), 3),  # no call has so many
     ],
 )
 def test_the_tokens_that_a_usage_accounts_for(usage: RawUsage, tokens: int) -> None:

@@ -122,7 +122,9 @@ def test_a_status_is_one_of_five(status: str) -> None:
         ("cost_usd", -0.1),
         ("cost_usd", float("nan")),
         ("cost_usd", Decimal("NaN")),
+        ("cost_usd", Decimal("sNaN")),
         ("cost_usd", 1_000_001),
+        ("cost_usd", 10**400),
         ("latency_ms", float("inf")),
         ("model_name", None),
         ("provider", None),
@@ -142,6 +144,12 @@ def test_a_status_is_one_of_five(status: str) -> None:
 def test_a_value_that_cannot_be_is_told_by_its_name(name: str, bad: Any) -> None:
     with pytest.raises(ValueError, match=f"^{name}: "):
         InvocationRecord(**{"model_name": "llama", name: bad})
+
+
+def test_what_is_refused_of_a_prompt_is_not_quoted() -> None:
+    with pytest.raises(ValueError, match="must be a text") as refused:
+        InvocationRecord(model_name="llama", prompt=[{"content": "the gold"}])  # type: ignore[arg-type]
+    assert "gold" not in str(refused.value)
 
 
 def test_an_error_message_is_cut_and_holds_no_key() -> None:
