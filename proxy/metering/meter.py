@@ -21,8 +21,9 @@ from proxy.metering.attempt import Asked, Attempt, Attribution
 from proxy.metering.departure import Departure
 from proxy.metering.figures import TOLD, figures
 from proxy.metering.journal import Journal
-from proxy.metering.names import identifier, numbers, outline, title, word
+from proxy.metering.names import identifier, numbers, title, word
 from proxy.metering.pricing import Quote
+from proxy.metering.retold import retold
 from proxy.metering.spent import spent
 from proxy.metering.tap import StreamTap, Tap
 from proxy.metering.timing import ms, speed, timing
@@ -209,11 +210,14 @@ class Meter:
             ended=now,
         )
 
-    def _message(self, fault: Fault | None) -> str | None:
-        """What went wrong: no secrets, no provider's words unless the call is kept whole."""
+    def _message(self, attempt: Attempt, fault: Fault | None) -> str | None:
+        """What went wrong: no secrets, and nothing of the call unless that is kept whole."""
         if fault is None:
             return None
-        told = outline(fault) if fault.quoted and not self._full else fault.message
+        told = fault.message
+        if fault.quoted and not self._full:
+            answered = attempt.tap is not None and attempt.tap.seen_tokens > 0
+            told = retold(fault, self.request, answered)
         return shorten(self._books.redact(told))
 
     def _content(self, attempt: Attempt, request: bytes) -> Content:
@@ -281,7 +285,7 @@ class Meter:
                 http_status=attempt.http_status,
                 client_status=client_status,
                 error_reason=str(fault.reason) if fault is not None else None,
-                error_message=self._message(fault),
+                error_message=self._message(attempt, fault),
                 finish_reason=word(tap.finish_reason) if tap is not None else None,
                 total_duration_ms=ms(ended - self.started) if final else None,
                 tokens_per_second=speed(stream, usage, source),

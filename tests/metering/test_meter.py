@@ -564,7 +564,7 @@ def test_what_an_interrupted_call_says_of_privacy_is_what_its_client_asked_for(
     books = Books(bench.records.append, bench.quote, str, "full", journal, content=lambda _: None)
     for private in (True, False):
         bench.meter = Meter(books, "ID", "/v1", None, Attribution(private=private), clock.now)
-        bench.meter.admit(bench.attempt())
+        bench.meter.admit(bench.prepared())
     assert [row.privacy_level for row in admitted] == ["metadata", "full"]
 
 

@@ -158,7 +158,7 @@ async def test_a_failed_attempt_keeps_what_was_learnt_of_it(duo: Duo) -> None:
     got = await duo.chat()
     failed, served = await duo.gateway.attempts(got.headers["x-request-id"])
     assert (failed["http_status"], failed["status"]) == (500, "error")
-    assert failed["error_message"] == "the provider's error: status 500, type x, code disk"
+    assert failed["error_message"] == "the disk is full"
     assert (failed["usage_source"], failed["cost_estimate_usd"]) == ("none", None)
     assert failed["response_time_ms"] > 0
     assert failed["total_duration_ms"] is None

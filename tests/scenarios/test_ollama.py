@@ -257,8 +257,7 @@ async def test_another_target_takes_over_where_it_refuses(
     assert answer._request_id is not None
     refused, served = await desk.gateway.attempts(answer._request_id)
     assert (refused["provider"], refused["http_status"]) == ("desk", status)
-    told = f"the provider's error: status {status}"
-    assert (refused["error_reason"], refused["error_message"]) == (reason, told)
+    assert (refused["error_reason"], refused["error_message"]) == (reason, message)
     assert refused["is_cold_start"] is None
     assert (served["provider"], served["status"]) == ("lab", "success")
 

@@ -182,9 +182,8 @@ async def test_at_metadata_no_word_of_a_call_is_found_anywhere(
     rows = {row["model"]: row for row in gateway.select("SELECT * FROM api_calls")}
     # Whom a call is for is no word of it.
     assert (rows["whole"]["user_id"], rows["whole"]["tags"]) == ("u-7", '["batch"]')
-    assert rows["invalid"]["error_message"] == "the provider's error: status 400, type x"
-    filtered = "the provider's error: status 400, type x, code content_filter"
-    assert rows["filtered"]["error_message"] == filtered
+    assert rows["invalid"]["error_message"] == "cannot read '[…]' of[…]"
+    assert rows["filtered"]["error_message"] == "The prompt '[…]' was […]"
     assert [rows[name]["status"] for name in ("whole", "names", "late", "told", "json")] == [
         *("success", "success", "error", "error", "success")
     ]
