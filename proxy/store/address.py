@@ -64,19 +64,24 @@ BESIDE = ("-wal", "-shm")
 
 
 def file(address: URL, suffix: str = "") -> File | None:
-    """The file at the path of the database; None if none is there, or the database is no file."""
+    """The file at the path of the database; None if none is there, or the database is no file.
+    StoreError if that cannot be seen."""
     if address.get_backend_name() != "sqlite":
         return None
     try:
         found = os.stat(f"{address.database}{suffix}")
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        raise StoreError(f"cannot see {address.database}{suffix}: {error.strerror}") from error
     return found.st_dev, found.st_ino
 
 
 def clear(address: URL, remains: Mapping[str, File | None]) -> None:
-    """Delete from beside a database file what is still there of another that was open at its path.
-    SQLite would take it for the new one's."""
+    """Delete what is still there beside a database file that is gone. Who still has that one open
+    would share it with whoever makes the next."""
+    if file(address) is not None:
+        return
     for suffix, was in remains.items():
         if was is not None and file(address, suffix) == was:
             with suppress(OSError):

@@ -115,6 +115,7 @@ class Store:
                     pass
                 if file != address.file(self._address):
                     raise StoreError(f"{self.location} was taken away while it was opened")
+                beside = {name: address.file(self._address, name) for name in address.BESIDE}
             except BaseException as error:
                 await writer.dispose()
                 await reader.dispose()
@@ -122,10 +123,7 @@ class Store:
                     raise StoreError(self._unusable(error)) from error
                 raise
             self._writer, self._reader, self._file = writer, reader, file
-            self._beside = {
-                suffix: address.file(self._address, suffix) for suffix in address.BESIDE
-            }
-            self._lost = False
+            self._beside, self._lost = beside, False
 
     async def close(self) -> None:
         """Give back every connection; the store can be opened again."""

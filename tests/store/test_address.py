@@ -70,11 +70,21 @@ def test_a_file_is_the_same_under_another_name_and_another_under_the_same(tmp_pa
 
 def test_of_what_lies_beside_only_what_was_there_before_is_cleared(tmp_path: Path) -> None:
     address = parse(f"sqlite+aiosqlite:///{tmp_path}/x.db")
+    database = tmp_path / "x.db"
+    database.touch()
     old, new = tmp_path / "x.db-wal", tmp_path / "x.db-shm"
     old.touch()
     new.touch()
     remains = {"-wal": file(address, "-wal"), "-shm": (0, 0), "-journal": None}
+    clear(address, remains)
+    assert old.exists(), "it may belong to what is there"
+    database.unlink()
     for _ in range(2):
         clear(address, remains)
         assert not old.exists()
         assert new.exists()
+
+
+def test_a_file_that_cannot_be_seen_is_not_taken_for_gone(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="cannot see"):
+        file(parse(f"sqlite+aiosqlite:///{tmp_path}/{'x' * 300}.db"))

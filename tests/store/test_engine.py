@@ -129,7 +129,9 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """A new database is a copy, as its migration takes a process and seconds."""
 
     async def copy(address: URL) -> None:
-        shutil.copy(migrated("sqlite"), str(address.database))
+        path = Path(str(address.database))
+        path.with_name(f"{path.name}-wal").unlink(missing_ok=True)  # as SQLite does
+        shutil.copy(migrated("sqlite"), path)
 
     monkeypatch.setattr(schema, "_migrate", copy)
 
