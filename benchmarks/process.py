@@ -25,7 +25,7 @@ def cores() -> tuple[int, int]:
 
 def tool(name: str) -> str | None:
     """A program in the project's environment, beside this Python, or on the PATH."""
-    for folder in (ROOT / ".venv" / "bin", Path(sys.executable).parent):
+    for folder in (Path(sys.executable).parent, ROOT / ".venv" / "bin"):
         if os.access(folder / name, os.X_OK):
             return str(folder / name)
     return shutil.which(name)
