@@ -127,13 +127,14 @@ class Spending:
         return record
 
     def _of(self, client_id: str | None, client: Client | None) -> tuple[Account, ...]:
-        """The budgets of a client's calls, whatever provider serves them."""
-        accounts = self._scopes.get(("all", ""), _NO_ACCOUNTS)
-        if client_id is not None and self._scopes:
-            accounts += self._scopes.get(("client", client_id), _NO_ACCOUNTS)
+        """The budgets of a client's calls, whatever provider serves them: its own first, so that
+        who has nothing left takes nothing from what others share."""
+        accounts = _NO_ACCOUNTS
         if client is not None and client.budgets:
             accounts += tuple(map(self.ledger.account, client.budgets))
-        return accounts
+        if client_id is not None and self._scopes:
+            accounts += self._scopes.get(("client", client_id), _NO_ACCOUNTS)
+        return accounts + self._scopes.get(("all", ""), _NO_ACCOUNTS)
 
     def _charges(
         self, record: CallRecord, held: Sequence[tuple[Account, Reservation]]
@@ -213,7 +214,8 @@ class Spending:
         if held is not None:
             self._held.setdefault(request_id, []).append((account, held))
             return
-        self._tell(account)
+        if account.left * 100 <= account.budget.limit_nano:  # else this call alone is too dear
+            self._tell(account)
         if hard:
             raise _used_up(account, amount)
         used = _usd(account.budget.limit_nano - account.left)

@@ -81,11 +81,16 @@ def attribution(
     user = found.get(b"x-user-id") or found.get(b"x-openwebui-user-id")
     labels = found.get(b"x-tags")
     own = client.tags if client is not None else ()
+
+    def said(name: bytes) -> str | None:
+        text = _text(found.get(name))
+        return None if text is None else redact(text)[:_LONGEST]
+
     return Attribution(
-        client_request_id=_text(found.get(b"x-request-id")),
-        agent_name=_text(found.get(b"x-agent-name")),
-        tool_name=_text(found.get(b"x-tool-name")) or (_tool(agent) if agent else None),
-        session_id=_text(found.get(b"x-session-id")),
+        client_request_id=said(b"x-request-id"),
+        agent_name=said(b"x-agent-name"),
+        tool_name=said(b"x-tool-name") or (_tool(agent) if agent else None),
+        session_id=said(b"x-session-id"),
         trace_id=_trace_id(trace) if trace else None,
         private=found.get(PRIVACY, b"full").strip().lower() != b"full",
         max_cost=found.get(MAX_COST),

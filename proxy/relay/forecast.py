@@ -14,7 +14,7 @@ import msgspec
 from proxy.metering import tokenizer
 from proxy.metering.pricing import Prices, Rates, cost
 from proxy.metering.spent import prompt_tokens
-from proxy.relay.inbound import Inbound
+from proxy.relay.inbound import MOST_ANSWERS, Inbound
 from proxy.routing.alias import OUTPUT_TOKENS
 from proxy.routing.keypool import KeyPool
 from proxy.types import Operation, Target, Usage
@@ -56,9 +56,9 @@ def volume(inbound: Inbound, operation: Operation) -> Volume:
     if operation is Operation.EMBEDDINGS:
         made = 0
     elif asked.max_tokens is None:
-        made = OUTPUT_TOKENS * _answers(inbound, operation)
+        made = OUTPUT_TOKENS * answers(inbound, operation)
     else:
-        made = most = max(asked.max_tokens, 0) * _answers(inbound, operation)
+        made = most = max(asked.max_tokens, 0) * answers(inbound, operation)
     return Volume(given, tokenizer.NAME if counted else "heuristic", most, made)
 
 
@@ -104,9 +104,11 @@ class _Members(msgspec.Struct):
 _members = msgspec.json.Decoder(_Members).decode
 
 
-def _answers(inbound: Inbound, operation: Operation) -> int:
-    """How many are made, and paid for. A list of prompts has each of them answered, and
-    ``best_of`` makes more than it shows."""
+def answers(inbound: Inbound, operation: Operation) -> int:
+    """How many are made, and paid for: none of embeddings. A list of prompts has each of them
+    answered, and ``best_of`` makes more than it shows."""
+    if operation is Operation.EMBEDDINGS:
+        return 0
     choices = max(inbound.asked.n or 1, 1)
     if operation is not Operation.COMPLETION:
         return choices
@@ -114,5 +116,5 @@ def _answers(inbound: Inbound, operation: Operation) -> int:
     prompts = found.prompt
     several = isinstance(prompts, list) and any(isinstance(each, str | list) for each in prompts)
     if isinstance(found.best_of, int):
-        choices = max(choices, found.best_of)
+        choices = max(choices, min(found.best_of, MOST_ANSWERS))
     return choices * (len(prompts) if several else 1)

@@ -19,7 +19,7 @@ from proxy.relay.outbound import Send
 from proxy.routing.limits import SOON, Sliding
 from proxy.routing.quotas import Quota, Quotas, Shortage, Use
 from proxy.sharing.types import Settlement, State, WindowClaim
-from proxy.types import Headers, Operation
+from proxy.types import Headers
 
 _SPOKEN = {
     "rpm": "requests per minute",
@@ -84,16 +84,17 @@ class Entry:
         limit = self._quota.limits.max_body
         return most if limit is None else min(most, limit)
 
-    async def admit(self, operation: Operation, prompt: int, asked: Asked) -> None:
-        """Count it; ``prompt`` is the tokens that its prompt is expected to have.
+    async def admit(self, answers: int, prompt: int, asked: Asked) -> None:
+        """Count it; ``answers`` is how many are made, ``prompt`` the tokens that its prompt is
+        expected to have.
 
         GatewayError 400 where it asks for more output than it may, 429 over any other limit.
         """
         quota, answer = self._quota, asked.max_tokens
-        if operation is Operation.EMBEDDINGS:
+        if not answers:
             answer = 0
         elif answer is not None:
-            answer = max(0, answer) * max(1, asked.n or 1)
+            answer *= answers
         most = quota.limits.max_output_tokens
         if most is not None and answer is not None and answer > most:
             raise GatewayError(

@@ -22,6 +22,9 @@ from proxy.types import Headers, Operation
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 _INT64 = 2**63
+MOST_OUTPUT = 1_000_000
+MOST_ANSWERS = 1_000
+"""More than anybody gives: what is asked for beyond that is taken for that much."""
 
 
 class ClientGone(Exception):
@@ -230,10 +233,10 @@ def _asked(read: dict[str, Any], model: str) -> Asked:
         frequency_penalty=_number(read.get("frequency_penalty")),
         presence_penalty=_number(read.get("presence_penalty")),
         top_k=_integer(read.get("top_k")),
-        max_tokens=_integer(most if most is not None else read.get("max_tokens")),
+        max_tokens=_count(most if most is not None else read.get("max_tokens"), MOST_OUTPUT),
         stop_count=1 if isinstance(stop, str) else len(stop) if isinstance(stop, list) else None,
         tool_count=len(tools) if isinstance(tools, list) else None,
-        n=_integer(read.get("n")),
+        n=_count(read.get("n"), MOST_ANSWERS) or None,
         seed=_integer(read.get("seed")),
         reasoning_effort=word(effort),
     )
@@ -283,6 +286,18 @@ def _integer(value: Any) -> int | None:
     if isinstance(value, bool) or not isinstance(value, int):
         return None
     return value if -_INT64 <= value < _INT64 else None
+
+
+def _count(value: Any, most: int) -> int | None:
+    """A number of tokens or answers, as lenient servers read it: ``"100"`` and ``100.0`` are one, a
+    negative one says nothing, and beyond ``most`` there is no more."""
+    if isinstance(value, str) and value.isascii() and value.strip().isdigit():
+        value = int(value.strip()[:20])
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        return None
+    return min(value, most)
 
 
 def _with_usage(options: msgspec.Raw | None) -> msgspec.Raw:

@@ -32,7 +32,7 @@ from proxy.relay.client import ClientWatch
 from proxy.relay.drains import Drains
 from proxy.relay.exchange import Call, exchange
 from proxy.relay.exhausted import exhausted
-from proxy.relay.forecast import volume
+from proxy.relay.forecast import answers, volume
 from proxy.relay.gate import Entry, Gate
 from proxy.relay.headers import answer_headers
 from proxy.relay.inbound import ClientGone, Inbound, content_length, parse, read_body
@@ -132,9 +132,7 @@ class Relay:
             meter.who = who = completed(who, inbound, self._books.redact)
             watch.begin(self._start)
             routes = self.routes
-            call = await self._call(routes, operation, inbound, fields, meter, caller, who)
-            if entry is not None:
-                await entry.admit(operation, call.demand.tokens, inbound.asked)
+            call = await self._call(routes, operation, inbound, fields, meter, caller, who, entry)
             outbound = await self._serve_or_wait(routes, call)
             plan, demand = call.plan, call.demand
             del inbound, call  # a stream may last for minutes, and its prompt be long
@@ -197,6 +195,7 @@ class Relay:
         meter: Meter,
         caller: Caller,
         who: Attribution,
+        entry: Entry | None,
     ) -> Call:
         """The plan for a request, and until when it may be tried."""
         planner, asked = routes.planner, inbound.asked
@@ -219,9 +218,11 @@ class Relay:
             of = volume(inbound, operation)
             plan = await affordable(plan, who.max_cost, of, self._prices, routes.pools)
             now = monotonic()  # the catalogue may have been asked
+        if entry is not None:
+            await entry.admit(answers(inbound, operation), demand.tokens, asked)
         if self._admit is not None:
-            answers = 0 if operation is Operation.EMBEDDINGS else asked.n or 1
-            plan, meter.told = await self._admit(meter.request_id, caller, plan, demand, answers)
+            made = answers(inbound, operation)
+            plan, meter.told = await self._admit(meter.request_id, caller, plan, demand, made)
         longest = max(routes.providers[target.provider].first_byte for target in plan.targets)
         routes.retries.request(now)
         return Call(operation, inbound, fields, demand, plan, meter, now, now + longest, now)

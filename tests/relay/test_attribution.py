@@ -37,6 +37,15 @@ def test_every_header_has_its_member() -> None:
     assert found == Attribution("theirs", "Researcher", "search", "s-1", TRACE)
 
 
+def test_a_key_in_a_header_is_not_written_down() -> None:
+    names = ("x_request_id", "x_agent_name", "x_tool_name", "x_session_id")
+    found = read(**dict.fromkeys(names, SECRET))
+    kept = (found.client_request_id, found.agent_name, found.tool_name, found.session_id)
+    assert set(kept) == {"[redacted]"}
+    ids = ("0f8fad5b-d9cb-469f-a165-70867728950e", TRACE, "chatcmpl-B9MHDbslfkBeAs8l4bebGdFOJ6PeG")
+    assert [read(x_request_id=each).client_request_id for each in ids] == [*ids]
+
+
 @pytest.mark.parametrize(
     ("value", "private"),
     [("metadata", True), ("none", True), ("", True), ("full", False), ("FULL ", False)],

@@ -9,7 +9,7 @@ import pytest
 from proxy.metering import pricing, tokenizer
 from proxy.metering.pricing import Prices, Rates, Tier
 from proxy.relay.forecast import Forecast, Volume, forecast, forecasts, volume
-from proxy.relay.inbound import parse
+from proxy.relay.inbound import MOST_ANSWERS, parse
 from proxy.routing.alias import OUTPUT_TOKENS
 from proxy.routing.counters import Counters
 from proxy.routing.key import Key
@@ -59,7 +59,6 @@ def test_without_a_word_an_answer_is_assumed_to_be_ordinary() -> None:
 def test_every_choice_may_be_as_long_as_it_may() -> None:
     assert of(messages=[], max_tokens=50, n=4).most == 200
     assert of(messages=[], max_completion_tokens=7, max_tokens=50).most == 7
-    assert of(messages=[], max_tokens=-1).made == 0
 
 
 @pytest.mark.parametrize(
@@ -70,6 +69,7 @@ def test_every_choice_may_be_as_long_as_it_may() -> None:
         ({"prompt": ["a", "b", "c"]}, 30),
         ({"prompt": ["a", "b", "c"], "n": 2}, 60),
         ({"prompt": "a", "n": 2, "best_of": 5}, 50),
+        ({"prompt": "a", "best_of": 10**9}, 10 * MOST_ANSWERS),
         ({"prompt": "a", "n": 6, "best_of": "many"}, 60),
         ({"prompt": [1, 2, 3]}, 10),
         ({"prompt": [[1, 2], [3]]}, 20),

@@ -16,9 +16,7 @@ from proxy.metering.attempt import Asked
 from proxy.relay.gate import Entry, Gate
 from proxy.routing.limits import MINUTE
 from proxy.sharing.types import Denial, Granted, WindowClaim
-from proxy.types import Fault, Operation
-
-CHAT = Operation.CHAT
+from proxy.types import Fault
 
 
 class State:
@@ -102,32 +100,26 @@ def test_the_smaller_limit_of_a_body_holds() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "goes"),
-    [
-        (Asked(), True),
-        (Asked(max_tokens=100), True),
-        (Asked(max_tokens=-5), True),
-        (Asked(max_tokens=101), False),
-        (Asked(max_tokens=50, n=3), False),
-    ],
+    ("answers", "most", "goes"),
+    [(1, None, True), (1, 100, True), (0, 101, True), (1, 101, False), (3, 50, False)],
 )
-async def test_no_more_output_may_be_asked_for(asked: Asked, goes: bool) -> None:
+async def test_no_more_output_may_be_asked_for(answers: int, most: int | None, goes: bool) -> None:
     entry = enter(Gate(None), max_output_tokens=100, rpm=5)
     if goes:
-        await entry.admit(CHAT, 1, asked)
+        await entry.admit(answers, 1, Asked(max_tokens=most))
         return
     with pytest.raises(GatewayError, match="100 output tokens at most") as refused:
-        await entry.admit(CHAT, 1, asked)
+        await entry.admit(answers, 1, Asked(max_tokens=most))
     assert (refused.value.status, refused.value.param) == (400, "max_tokens")
     assert (await told(entry))["x-ratelimit-remaining-requests"] == "5"
 
 
 async def test_over_a_limit_the_answer_says_which_and_when_there_is_room() -> None:
     gate = Gate(None)
-    await enter(gate, tpm=100).admit(CHAT, 80, Asked(max_tokens=5))
+    await enter(gate, tpm=100).admit(1, 80, Asked(max_tokens=5))
     late = enter(gate, tpm=100)
     with pytest.raises(GatewayError) as found:
-        await late.admit(CHAT, 20, Asked(max_tokens=10))
+        await late.admit(1, 20, Asked(max_tokens=10))
     error = found.value
     assert (error.status, error.reason, error.code) == (
         *(429, ErrorReason.RATE_LIMIT),
@@ -161,7 +153,7 @@ async def test_what_a_call_leaves_behind(ended: Any, requests: int, tokens: int)
     gate = Gate(state)  # type: ignore[arg-type]
     limits = {"rpm": 9, "tpm": 100, "parallel": 1}
     entry = enter(gate, **limits)
-    await entry.admit(CHAT, 50, Asked(max_tokens=10))
+    await entry.admit(1, 50, Asked(max_tokens=10))
     (claims,) = state.claims
     assert [(each.limit, each.seconds, each.cost) for each in claims] == [(9, 60, 1), (100, 60, 60)]
     entry.end(ended)
@@ -179,7 +171,7 @@ async def test_what_others_have_used_up_is_refused_and_not_asked_for_again() -> 
     for asks in (1, 1):
         entry = enter(gate, rpm=9, parallel=1)
         with pytest.raises(GatewayError, match="limit 9, used 9") as found:
-            await entry.admit(CHAT, 1, Asked())
+            await entry.admit(1, 1, Asked())
         assert found.value.retry_after == 30
         assert len(state.claims) == asks
         entry.end(meter(sent=False))
@@ -192,9 +184,9 @@ async def test_where_others_used_the_tokens_a_smaller_call_may_still_go() -> Non
     gate = Gate(state)  # type: ignore[arg-type]
     state.denials.append(Denial("client:ck-1:tokens:60", 30.0, None))
     with pytest.raises(GatewayError, match=r"limit 100, used 41, this call needs about 60") as late:
-        await enter(gate, tpm=100).admit(CHAT, 50, Asked(max_tokens=10))
+        await enter(gate, tpm=100).admit(1, 50, Asked(max_tokens=10))
     assert late.value.retry_after == 30
-    await enter(gate, tpm=100).admit(CHAT, 5, Asked(max_tokens=5))
+    await enter(gate, tpm=100).admit(1, 5, Asked(max_tokens=5))
 
 
 async def test_what_is_left_is_told_of_what_all_use_together() -> None:
@@ -202,7 +194,7 @@ async def test_what_is_left_is_told_of_what_all_use_together() -> None:
     state.others = 4
     gate = Gate(state)  # type: ignore[arg-type]
     entry = enter(gate, rpm=9)
-    await entry.admit(CHAT, 1, Asked())
+    await entry.admit(1, 1, Asked())
     assert (await told(entry))["x-ratelimit-remaining-requests"] == "4"
     gate.away(1)
     assert (await told(entry))["x-ratelimit-remaining-requests"] == "8"
@@ -213,28 +205,28 @@ async def test_where_the_state_is_away_each_has_its_part() -> None:
     gate = Gate(state)  # type: ignore[arg-type]
     state.available = False
     gate.away(2)
-    await enter(gate, rpm=2).admit(CHAT, 1, Asked())
+    await enter(gate, rpm=2).admit(1, 1, Asked())
     with pytest.raises(GatewayError):
-        await enter(gate, rpm=2).admit(CHAT, 1, Asked())
+        await enter(gate, rpm=2).admit(1, 1, Asked())
     gate.back()
-    await enter(gate, rpm=2).admit(CHAT, 1, Asked())
+    await enter(gate, rpm=2).admit(1, 1, Asked())
     assert not state.claims
 
 
 async def test_who_leaves_while_it_is_claimed_holds_nothing() -> None:
     gate = Gate(State())  # type: ignore[arg-type]
     entry = enter(gate, rpm=9, parallel=1)
-    task = asyncio.ensure_future(entry.admit(CHAT, 1, Asked()))
+    task = asyncio.ensure_future(entry.admit(1, 1, Asked()))
     await asyncio.sleep(0)
     task.cancel()
     await asyncio.wait([task])
     entry.end(meter(sent=False))
-    await enter(gate, rpm=9, parallel=1).admit(CHAT, 1, Asked())
+    await enter(gate, rpm=9, parallel=1).admit(1, 1, Asked())
 
 
 async def test_what_is_counted_is_told_to_a_state_that_begins() -> None:
     gate = Gate(None)
-    await enter(gate, rpm=9, tpm=100).admit(CHAT, 50, Asked(max_tokens=10))
+    await enter(gate, rpm=9, tpm=100).admit(1, 50, Asked(max_tokens=10))
     gate.quotas.of("ck-1", ClientLimits(rpm=9, tpm=100)).replay(
         *(MINUTE, monotonic() - 30), *(2, 20), monotonic()
     )
@@ -250,11 +242,11 @@ async def test_calls_at_a_time_are_those_of_all_who_share_the_state() -> None:
     entry = enter(gate, parallel=1)
     state.free_slots = 0
     with pytest.raises(GatewayError, match=r"\(parallel\): limit 1, used 1"):
-        await entry.admit(CHAT, 1, Asked())
+        await entry.admit(1, 1, Asked())
     entry.end(meter(sent=False))
     state.free_slots = 1
     entry = enter(gate, parallel=1)
-    await entry.admit(CHAT, 1, Asked())
+    await entry.admit(1, 1, Asked())
     assert len(state.slots) == 1
     entry.end(meter())
     entry.end(meter())
@@ -267,7 +259,7 @@ async def test_what_is_refused_by_a_window_holds_no_slot() -> None:
     state.denials.append(Denial("client:ck-1:requests:60", 30.0, None))
     entry = enter(gate, rpm=9, parallel=1)
     with pytest.raises(GatewayError):
-        await entry.admit(CHAT, 1, Asked())
+        await entry.admit(1, 1, Asked())
     entry.end(meter(sent=False))
     assert not state.slots
 
@@ -275,5 +267,5 @@ async def test_what_is_refused_by_a_window_holds_no_slot() -> None:
 async def test_embeddings_have_no_answer_to_be_counted() -> None:
     state = State()
     entry = enter(Gate(state), tpm=1000)  # type: ignore[arg-type]
-    await entry.admit(Operation.EMBEDDINGS, 50, Asked())
+    await entry.admit(0, 50, Asked())
     assert [claim.cost for claim in state.claims[0]] == [50]

@@ -20,6 +20,7 @@ def test_an_upstreams_answer_tells_where_it_comes_from_in_one_line_each() -> Non
     attempt = made.attempt(Target("lab", "m\r\nx-evil: 1 \N{SNOWMAN}"), 1.0)
     attempt.key_id, attempt.upstream_request_id = "k1", "up-1"
     attempt.sent, attempt.ended = made.admitted + 0.001, made.admitted + 0.003
+    made.admit(attempt)
     told = dict(answer_headers(made))
     assert told[b"x-tollkeeper-model"] == b"mx-evil: 1 \\u2603"
     assert told[b"x-tollkeeper-key"] == b"k1"

@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 
 from proxy.errors import GatewayError
 from proxy.metering.attempt import Asked
-from proxy.relay.inbound import ClientGone, Inbound, parse, read_body
+from proxy.relay.inbound import (
+    MOST_ANSWERS,
+    MOST_OUTPUT,
+    ClientGone,
+    Inbound,
+    parse,
+    read_body,
+)
 from proxy.types import Operation
 
 CHAT = Operation.CHAT
@@ -187,6 +194,15 @@ def test_the_parameters_are_read() -> None:
         ({"temperature": 0}, "temperature", 0.0),
         ({"max_tokens": 5, "max_completion_tokens": 9}, "max_tokens", 9),
         ({"max_tokens": 1.5}, "max_tokens", None),
+        ({"max_tokens": 1e6}, "max_tokens", 1_000_000),
+        ({"max_tokens": " 100 "}, "max_tokens", 100),
+        ({"max_tokens": "many"}, "max_tokens", None),
+        ({"max_tokens": -1}, "max_tokens", None),
+        ({"max_tokens": True}, "max_tokens", None),
+        ({"max_tokens": 10**30}, "max_tokens", MOST_OUTPUT),
+        ({"n": -1}, "n", None),
+        ({"n": 0}, "n", None),
+        ({"n": 10**30}, "n", MOST_ANSWERS),
         ({"seed": 2**63}, "seed", None),
         ({"seed": 2**63 - 1}, "seed", 2**63 - 1),
         ({"stop": "x"}, "stop_count", 1),

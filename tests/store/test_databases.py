@@ -102,6 +102,7 @@ async def test_the_story(store: Store) -> None:
 
 async def test_lists_have_pages(store: Store) -> None:
     await store.write(STORY)
+    await let_in(store)
     async with store.reader() as connection:
         for name in state.TABLES:
             whole, _ = await state.page(connection, name, window(), 100, None)
