@@ -167,7 +167,9 @@ class _Gateway:
         stack.push_async_callback(self._transport.aclose)
         configured = await self._upstreams.find(settings, stack)
         self._store = Store(
-            settings.telemetry.database_url if keeps else None, windows=self._windows
+            settings.telemetry.database_url if keeps else None,
+            windows=self._windows,
+            tps_windows=settings.telemetry.tps_windows,
         )
         stack.push_async_callback(self._store.close)
         await self._open_store()

@@ -292,6 +292,8 @@ class TelemetrySettings(Part):
     """How long prompts and answers are kept where they are, and never longer than the calls."""
     content_max_bytes: Bytes = MAX_BYTES
     """How much of a prompt, and of an answer, before they are compressed."""
+    tps_windows: list[Annotated[Whole, Field(ge=1, le=1440)]] = Field([1, 5, 15, 60], max_length=8)
+    """Over how many minutes speeds are averaged, for ``tps_metrics``."""
     journal: JournalSettings = JournalSettings()
 
     @field_validator("archive", mode="before")

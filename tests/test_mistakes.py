@@ -189,6 +189,10 @@ def key(**members: Any) -> dict[str, Any]:
             "telemetry.privacy_level: must be 'metadata', 'full' or 'none'",
         ),
         (
+            {"telemetry": {"tps_windows": [1, 0]}},
+            "telemetry.tps_windows[1]: must be at least 1 (got 0)",
+        ),
+        (
             {"telemetry": {"retention_days": -1}},
             "telemetry.retention_days: must be at least 0 (got -1)",
         ),

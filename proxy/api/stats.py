@@ -29,6 +29,7 @@ from proxy.store import (
     groups,
     pages,
     ranking,
+    samples,
     series,
     sizes,
     state,
@@ -229,10 +230,12 @@ class _Stats:
         try:
             async with self._store.reader() as connection:
                 measures = await groups.whole(connection, filters)
-        except StoreError:
-            measures = groups.UNKNOWN  # and the recorder says what became of the rows
+                machine = await samples.means(connection, filters)
+        except StoreError:  # and the recorder says what became of the rows
+            measures, machine = groups.UNKNOWN, samples.UNKNOWN
         recorder = await self._present.recorder()
-        return _json({"window": window(filters), **measures, "recorder": recorder})
+        told = {"window": window(filters), **measures, "machine": machine, "recorder": recorder}
+        return _json(told)
 
     async def calls(self, asked: Asked) -> Response:
         async with self._reader() as connection:

@@ -20,6 +20,7 @@ from proxy.store.partitions import Partitions
 from proxy.store.positions import Moves
 from proxy.store.records import Ledger
 from proxy.store.tables import metadata
+from proxy.store.windows import SIZES
 
 Reader = AsyncConnection
 """A connection that can only read; every query of one reader sees the same moment."""
@@ -49,20 +50,25 @@ class Store:
     """What the gateway remembers, in SQLite or PostgreSQL.
 
     ``url`` None keeps nothing: the tables are there, in memory, and stay empty. ``windows`` says
-    how long the limits of a provider's headers run, in seconds by provider and limit type.
+    how long the limits of a provider's headers run, in seconds by provider and limit type,
+    ``tps_windows`` over how many minutes speeds are averaged.
 
     A database file that is deleted, moved or replaced while it is open is let go, and what is at
     its path is opened instead, made anew if need be.
     """
 
     def __init__(
-        self, url: str | None, *, windows: Mapping[str, Mapping[str, int]] | None = None
+        self,
+        url: str | None,
+        *,
+        windows: Mapping[str, Mapping[str, int]] | None = None,
+        tps_windows: Sequence[int] = SIZES,
     ) -> None:
         self._address = None if url is None else address.parse(url)
-        self._windows = windows or {}
+        self._windows, self._tps_windows = windows or {}, tps_windows
         self._opening = asyncio.Lock()
         self._writing = asyncio.Lock()
-        self._ledger = Ledger(self._windows)
+        self._ledger = Ledger(self._windows, self._tps_windows)
         self._partitions = Partitions()
         self._knocking = Knocking()
         self._writer: AsyncEngine | None = None
@@ -136,7 +142,7 @@ class Store:
         """From now on nothing is open. What was, for whoever closes it."""
         engines = [engine for engine in (self._writer, self._reader) if engine is not None]
         self._writer = self._reader = self._file = None
-        self._ledger = Ledger(self._windows)
+        self._ledger = Ledger(self._windows, self._tps_windows)
         self._partitions = Partitions()
         return engines
 

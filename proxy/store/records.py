@@ -84,8 +84,11 @@ class Batch:
 class Ledger:
     """Writes batches. It remembers nothing from one to the next: others may write beside it."""
 
-    def __init__(self, limit_windows: Mapping[str, Mapping[str, int]]) -> None:
+    def __init__(
+        self, limit_windows: Mapping[str, Mapping[str, int]], speed_windows: Sequence[int]
+    ) -> None:
         self._limit_windows = limit_windows
+        self._speed_windows = speed_windows
 
     async def write(
         self, engine: AsyncEngine, items: Sequence[object], moves: Moves | None = None
@@ -101,7 +104,7 @@ class Ledger:
         calls = await insert_calls(connection, batch.calls)
         await in_turn(connection)
         now = now_ms()
-        await _run_on(connection, calls, now)
+        await _run_on(connection, calls, self._speed_windows, now)
         await costs.add(connection, calls)
         await budgets.settle(connection, calls)
         await rollups.add(connection, calls)
@@ -117,9 +120,11 @@ class Ledger:
         await samples.save(connection, batch.samples)
 
 
-async def _run_on(connection: AsyncConnection, calls: Sequence[CallRecord], now: int) -> None:
+async def _run_on(
+    connection: AsyncConnection, calls: Sequence[CallRecord], sizes: Sequence[int], now: int
+) -> None:
     """Add the calls to the figures that run on from batch to batch."""
-    ended, parts = health.outcomes(calls), windows.parts(calls)
+    ended, parts = health.outcomes(calls), windows.parts(calls, sizes)
     old = await running.load(connection, [*ended, *parts])
     conditions = await health.save(connection, ended, old, now)
     speeds = await windows.save(connection, parts, old)

@@ -1,4 +1,4 @@
-"""``tps_metrics``: generation speed in windows of 1, 5, 15 and 60 minutes, aligned to the clock.
+"""``tps_metrics``: generation speed in windows of some lengths, aligned to the clock in UTC.
 
 A call belongs to the window in which it began (its ``timestamp``). ``tps`` is the mean over calls
 of each call's tokens a second, over the calls where that is known; ``aggregate_tps`` is all output
@@ -23,6 +23,7 @@ from proxy.store.upsert import replace
 from proxy.types import CallRecord
 
 SIZES = (1, 5, 15, 60)
+"""In minutes, where nothing else is said."""
 _MINUTE = 60_000
 
 Key = tuple[str, str, str, int, int]
@@ -117,11 +118,11 @@ class Window(msgspec.Struct):
 _WINDOW = msgspec.json.Decoder(Window)
 
 
-def parts(calls: Iterable[CallRecord]) -> dict[Key, Window]:
-    """What the calls add to each window."""
+def parts(calls: Iterable[CallRecord], sizes: Iterable[int] = SIZES) -> dict[Key, Window]:
+    """What the calls add to each window of each of the ``sizes``, in minutes."""
     found: dict[Key, Window] = {}
     for (provider, model, minute), part in _by_minute(calls).items():
-        for minutes in SIZES:
+        for minutes in sizes:
             key = ("tps", provider, model, minutes, minute - minute % (minutes * _MINUTE))
             found[key] = found[key].plus(part) if key in found else part
     return found

@@ -565,3 +565,18 @@ async def test_embeddings_that_tell_no_output_are_priced(
         row = await own.row()
     assert (row["input_tokens"], row["output_tokens"]) == (1000, 0)
     assert row["cost_estimate_usd"] == pytest.approx(0.001)
+
+
+async def test_speeds_are_averaged_over_the_minutes_that_were_configured(
+    place: tuple[Gateway, Upstream], tmp_path: Path
+) -> None:
+    _, upstream = place
+    upstream.script = stream([ROLE, *say("a"), 0.05, *say("b"), usage(1, 2), DONE])
+    telemetry = {"tps_windows": [2, 30]}
+    async with running(
+        tmp_path, {"providers": {"lab": lab(upstream.url)}, "telemetry": telemetry}
+    ) as own:
+        await own.chat("lab/m", stream=True)
+        await own.row()
+        found = own.select("SELECT window_minutes AS minutes FROM tps_metrics ORDER BY 1")
+    assert [row["minutes"] for row in found] == [2, 30]

@@ -52,6 +52,19 @@ async def test_windows_are_aligned_to_the_clock(store: Store, path: Path) -> Non
     }
 
 
+async def test_windows_are_as_long_as_was_asked_for(path: Path) -> None:
+    store = Store(f"sqlite+aiosqlite:///{path}", tps_windows=[2, 30])
+    await store.write([at(13.5, 10.0), at(12, 30.0), at(40)])
+    await store.close()
+    found = rows(path, "SELECT * FROM tps_metrics ORDER BY window_minutes, window_start")
+    assert [(row["window_minutes"], row["window_start"], row["tps"]) for row in found] == [
+        (2, HOUR + 12 * MINUTE, 20.0),
+        (2, HOUR + 40 * MINUTE, 100.0),
+        (30, HOUR, 20.0),
+        (30, HOUR + 30 * MINUTE, 100.0),
+    ]
+
+
 async def test_the_running_window_goes_on(store: Store, path: Path) -> None:
     await store.write([at(1, 10.0)])
     await store.write([at(2, 20.0), at(3, 30.0)])
