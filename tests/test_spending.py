@@ -124,6 +124,24 @@ async def test_a_hard_budget_refuses_and_says_why(tasks: asyncio.TaskGroup) -> N
     assert (await office.admit(FREE))[0].targets == (FREE,)
 
 
+async def test_a_call_that_is_too_dear_uses_no_budget_up(tasks: asyncio.TaskGroup) -> None:
+    office = Office(tasks, {}, left=500_000_000)
+    with pytest.raises(GatewayError, match="is left"):
+        await office.admit(CHEAP, demand=Demand(tokens=0, max_tokens=1_000_000))
+    assert office.records.kept == []
+    await office.admit(CHEAP)
+
+
+async def test_who_has_nothing_left_takes_nothing_from_what_others_share(
+    tasks: asyncio.TaskGroup,
+) -> None:
+    office = Office(tasks, {}, left=99_999)
+    own = Budget("ck-1-1", "ann", 10**9, "day", "client", "ck-1")
+    ann = office.clients["ck-1"] = Client("ck-1", "ann", 0, budgets=(own,))
+    with pytest.raises(GatewayError, match="'ann'"):
+        await office.admit(CHEAP, caller=Caller("ck-1", ann))
+
+
 async def test_a_soft_budget_tells(tasks: asyncio.TaskGroup) -> None:
     office = Office(tasks, {"mode": "soft"}, left=5)
     _, told = await office.admit(CHEAP)

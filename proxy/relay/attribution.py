@@ -78,13 +78,12 @@ def attribution(
     found = {name: value for name, value in headers if name in _WANTED}
     agent = found.get(b"user-agent")
     trace = found.get(b"traceparent")
-    user = found.get(b"x-user-id") or found.get(b"x-openwebui-user-id")
     labels = found.get(b"x-tags")
     own = client.tags if client is not None else ()
 
     def said(name: bytes) -> str | None:
-        text = _text(found.get(name))
-        return None if text is None else redact(text)[:_LONGEST]
+        value = found.get(name)
+        return _masked(value.decode("utf-8", "replace"), redact) if value else None
 
     return Attribution(
         client_request_id=said(b"x-request-id"),
@@ -94,7 +93,7 @@ def attribution(
         trace_id=_trace_id(trace) if trace else None,
         private=found.get(PRIVACY, b"full").strip().lower() != b"full",
         max_cost=found.get(MAX_COST),
-        user_id=_masked(user.decode("utf-8", "replace"), redact) if user else None,
+        user_id=said(b"x-user-id" if found.get(b"x-user-id") else b"x-openwebui-user-id"),
         tags=tags((*own, redact(labels.decode("utf-8", "replace")))) if labels else tags(own),
     )
 
@@ -113,10 +112,6 @@ def completed(
         all_of_them = tags(chain(who.tags, map(redact, inbound.tags)))
         who = msgspec.structs.replace(who, tags=all_of_them)
     return who
-
-
-def _text(value: bytes | None) -> str | None:
-    return _short(value[: _LONGEST * 4].decode("utf-8", "replace")) if value else None
 
 
 def _masked(text: str, redact: Callable[[str], str]) -> str | None:

@@ -58,7 +58,7 @@ def volume(inbound: Inbound, operation: Operation) -> Volume:
     elif asked.max_tokens is None:
         made = OUTPUT_TOKENS * answers(inbound, operation)
     else:
-        made = most = max(asked.max_tokens, 0) * answers(inbound, operation)
+        made = most = asked.max_tokens * answers(inbound, operation)
     return Volume(given, tokenizer.NAME if counted else "heuristic", most, made)
 
 
@@ -109,7 +109,7 @@ def answers(inbound: Inbound, operation: Operation) -> int:
     answered, and ``best_of`` makes more than it shows."""
     if operation is Operation.EMBEDDINGS:
         return 0
-    choices = max(inbound.asked.n or 1, 1)
+    choices = inbound.asked.n or 1
     if operation is not Operation.COMPLETION:
         return choices
     found = _members(inbound.body)

@@ -218,10 +218,10 @@ class Relay:
             of = volume(inbound, operation)
             plan = await affordable(plan, who.max_cost, of, self._prices, routes.pools)
             now = monotonic()  # the catalogue may have been asked
+        made = answers(inbound, operation)
         if entry is not None:
-            await entry.admit(answers(inbound, operation), demand.tokens, asked)
+            await entry.admit(made, demand.tokens, asked)
         if self._admit is not None:
-            made = answers(inbound, operation)
             plan, meter.told = await self._admit(meter.request_id, caller, plan, demand, made)
         longest = max(routes.providers[target.provider].first_byte for target in plan.targets)
         routes.retries.request(now)

@@ -65,7 +65,7 @@ class Store:
         tps_windows: Sequence[int] = SIZES,
     ) -> None:
         self._address = None if url is None else address.parse(url)
-        self._windows, self._tps_windows = windows or {}, tps_windows
+        self._windows, self._tps_windows = windows or {}, sorted(set(tps_windows))
         self._opening = asyncio.Lock()
         self._writing = asyncio.Lock()
         self._ledger = Ledger(self._windows, self._tps_windows)

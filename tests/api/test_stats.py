@@ -17,6 +17,7 @@ from proxy.api import errors, stats
 from proxy.changes import BreakerRecord, CooldownRecord
 from proxy.clock import now_ms, rfc3339
 from proxy.sample import GpuSample, HostSample
+from proxy.store import samples
 from proxy.store.address import parse
 from proxy.store.credits import Account, Credits
 from proxy.store.engine import Store
@@ -171,7 +172,9 @@ async def test_the_summary_is_what_a_pencil_says(store: Store, get: Get) -> None
         + [failed(timestamp=now - 60_000, total_duration_ms=None)]
         + [call(timestamp=now - 25 * HOUR)]
     )
+    await store.write([HostSample(now - 60_000, cpu_percent=12.5)])
     body = await get("/summary")
+    assert body["machine"] == {**samples.UNKNOWN, "cpu_percent": 12.5}
     assert list(body) == [
         *("window", "totals", "latency_ms", "ttft_ms", "tokens_per_second"),
         *("machine", "recorder"),

@@ -42,6 +42,8 @@ def test_a_key_in_a_header_is_not_written_down() -> None:
     found = read(**dict.fromkeys(names, SECRET))
     kept = (found.client_request_id, found.agent_name, found.tool_name, found.session_id)
     assert set(kept) == {"[redacted]"}
+    late = read(**dict.fromkeys(names, f"{'u' * 120} {SECRET}"))
+    assert late.session_id == late.client_request_id == f"{'u' * 120} [redact"
     ids = ("0f8fad5b-d9cb-469f-a165-70867728950e", TRACE, "chatcmpl-B9MHDbslfkBeAs8l4bebGdFOJ6PeG")
     assert [read(x_request_id=each).client_request_id for each in ids] == [*ids]
 

@@ -53,15 +53,17 @@ async def test_windows_are_aligned_to_the_clock(store: Store, path: Path) -> Non
 
 
 async def test_windows_are_as_long_as_was_asked_for(path: Path) -> None:
-    store = Store(f"sqlite+aiosqlite:///{path}", tps_windows=[2, 30])
+    store = Store(f"sqlite+aiosqlite:///{path}", tps_windows=[30, 2, 30])
     await store.write([at(13.5, 10.0), at(12, 30.0), at(40)])
+    await store.write([at(13.6, 20.0)])
     await store.close()
     found = rows(path, "SELECT * FROM tps_metrics ORDER BY window_minutes, window_start")
-    assert [(row["window_minutes"], row["window_start"], row["tps"]) for row in found] == [
-        (2, HOUR + 12 * MINUTE, 20.0),
-        (2, HOUR + 40 * MINUTE, 100.0),
-        (30, HOUR, 20.0),
-        (30, HOUR + 30 * MINUTE, 100.0),
+    columns = ("window_minutes", "window_start", "tps", "sample_count")
+    assert [tuple(row[name] for name in columns) for row in found] == [
+        (2, HOUR + 12 * MINUTE, 20.0, 3),
+        (2, HOUR + 40 * MINUTE, 100.0, 1),
+        (30, HOUR, 20.0, 3),
+        (30, HOUR + 30 * MINUTE, 100.0, 1),
     ]
 
 
