@@ -217,7 +217,7 @@ async def running(
     )
     key = settings.auth.master_key
     async with asyncio.TaskGroup() as tasks:
-        with mock.patch.object(shipper, "INTERVAL", QUICK):
+        with mock.patch.object(shipper, "PAUSES", (QUICK, QUICK)):
             serving = tasks.create_task(server.serve(sockets=[listener]))
             while not server.started:
                 assert not serving.done(), "the gateway did not start"

@@ -13,9 +13,19 @@ import sqlalchemy as sa
 from alembic import op
 
 from proxy.clock import now_ms
-from proxy.store.rollups import DAY, HOUR, MINUTE, Series, Tallies, Tally, gathered, series_id
+from proxy.store.rollups import (
+    DAY,
+    HOUR,
+    MINUTE,
+    Series,
+    Tallies,
+    gathered,
+    in_all_scopes,
+    series_id,
+)
 from proxy.store.sketch import Sketch
 from proxy.store.tables import Instant
+from proxy.store.tally import Tally
 
 revision = "0005"
 down_revision = "0004"
@@ -94,17 +104,15 @@ def _fill(connection: sa.Connection, now: int) -> None:
             hours += _close_hour(connection, hour, now)
             hour = {}
         if hours and at // DAY != hours[0][0][0] // DAY:
-            _close_day(connection, hours)
+            _close_day(connection, hours, seen)
             hours = []
         series = Series("caller", *[getattr(call, name) or "" for name in _SERIES])
         start = at - at % (MINUTE if at >= now - _MINUTES_KEPT else HOUR)
         tally = hour.get((start, series))
         if tally is None:
             tally = hour[start, series] = Tally()
-            for wider in series.wider():
-                seen.setdefault(wider, at - at % DAY)
         tally.count(call)
-    _close_day(connection, [*hours, *_close_hour(connection, hour, now)])
+    _close_day(connection, [*hours, *_close_hour(connection, hour, now)], seen)
     _introduce(connection, seen)
 
 
@@ -124,11 +132,7 @@ def _close_hour(
     connection: sa.Connection, callers: Tallies, now: int
 ) -> Iterable[tuple[tuple[int, Series], Tally]]:
     """Write an hour of which all calls are counted, and return what it adds to its day."""
-    spans = gathered(
-        ((start, series), tally)
-        for (start, caller), tally in callers.items()
-        for series in caller.wider()
-    )
+    spans = dict(in_all_scopes(callers))
     hours = gathered(
         ((start - start % HOUR, series), tally) for (start, series), tally in spans.items()
     )
@@ -138,10 +142,15 @@ def _close_hour(
 
 
 def _close_day(
-    connection: sa.Connection, hours: Iterable[tuple[tuple[int, Series], Tally]]
+    connection: sa.Connection,
+    hours: Iterable[tuple[tuple[int, Series], Tally]],
+    seen: dict[Series, int],
 ) -> None:
+    """Write a day of which all hours are closed, and note the series that are ``seen`` first."""
     days = gathered(((start - start % DAY, series), tally) for (start, series), tally in hours)
     _write(connection, "day", days)
+    for start, series in days:
+        seen.setdefault(series, start)
 
 
 def _introduce(connection: sa.Connection, seen: Mapping[Series, int]) -> None:

@@ -124,17 +124,21 @@ def entries(file: BinaryIO, position: int, *, over: bool) -> Iterator[Entry | Da
         file.seek(position)
 
 
-def count(file: BinaryIO, position: int, most: int, *, but: int) -> int:
+def count(file: BinaryIO, position: int, most: int, *, but: int) -> tuple[int, int]:
     """How many entries there are from ``position`` on, up to ``most``, without those whose payload
-    begins with the byte ``but``. They are not looked into, as this is asked often."""
+    begins with the byte ``but``; and the position behind them. They are not looked into, as this
+    is asked often."""
     at = 0 if position else len(MAGIC)
     file.seek(position)
     data = file.read()
     found = 0
     while found < most and at + _FRAME.size < len(data):
+        end = at + _FRAME.size + _FRAME.unpack_from(data, at)[0]
+        if end > len(data):  # it is being written just now
+            break
         found += data[at + _FRAME.size] != but
-        at += _FRAME.size + _FRAME.unpack_from(data, at)[0]
-    return found
+        at = end
+    return found, position + at
 
 
 def _resume(file: BinaryIO, position: int) -> int:

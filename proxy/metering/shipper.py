@@ -19,9 +19,12 @@ from proxy.metering.admission import ADMISSION, Admission, Unfinished
 from proxy.metering.segment import Damage, Name, count, entries, listed, sealed
 from proxy.types import CallRecord
 
-BATCH = 2_000
-INTERVAL = 0.5
-"""Seconds that an entry waits for others, so that a busy second costs two transactions."""
+BATCH = 1_000
+SHARE = 0.05
+"""Of the time, what writing may take. What all entries of a transaction pay for once is so paid for
+the more seldom the more there are; where little happens, rows are there at once."""
+PAUSES = (0.2, 2.0)
+"""Seconds that an entry waits for others: at least, and at most."""
 BACKOFF = (0.5, 1.0, 2.0, 5.0)
 """Seconds until the next try, by failures in a row."""
 MOST_COUNTED = 10_000
@@ -49,6 +52,7 @@ class _Batch:
     def __init__(self) -> None:
         self.items: list[object] = []
         self.moves: dict[str, tuple[int, int | None]] = {}
+        self.taken: dict[str, int] = {}  # entries of segments, of which each could be read
         self.tails: dict[Name, _Tail] = {}
         self.done: list[Name] = []  # segments that nobody needs once this is committed
         self.torn: list[Name] = []
@@ -84,10 +88,12 @@ class Shipper:
         self._load = positions
         self._elected = elected
         self._writes = writes
-        self._interval = INTERVAL
+        self._pauses = PAUSES
+        self._pause = PAUSES[0]
         self._positions: dict[str, int] = {}  # as they are committed
         self._in_step = False  # whether that is so: after a failure only the database knows
         self._tails: dict[Name, _Tail] = {}
+        self._waiting: dict[str, tuple[int, int]] = {}  # counted up to where, and found
         self._gone: dict[str, int] = {}  # segments that are deleted, and whose positions may go
         self._kept: set[Name] = set()  # segments that cannot be deleted
         self._ships = False
@@ -114,14 +120,21 @@ class Shipper:
         where another process ships."""
         if not self._ships:
             return 0
-        found = 0
+        waiting: dict[str, tuple[int, int]] = {}
+        whole = 0
         for name in listed(self._folder):
-            start = self._positions.get(str(name), 0)
-            with suppress(FileNotFoundError), (self._folder / str(name)).open("rb") as file:
-                found += count(file, start, MOST_COUNTED - found, but=ADMISSION)
-            if found == MOST_COUNTED:
+            segment = str(name)
+            begin = self._positions.get(segment, 0), 0
+            position, before = max(begin, self._waiting.get(segment, begin))
+            with suppress(FileNotFoundError), (self._folder / segment).open("rb") as file:
+                most = MOST_COUNTED - whole - before
+                found, position = count(file, position, most, but=ADMISSION)
+                waiting[segment] = position, before + found
+                whole += before + found
+            if whole >= MOST_COUNTED:
                 break
-        return found
+        self._waiting = waiting
+        return min(whole, MOST_COUNTED)
 
     def wake(self) -> None:
         """Something was appended."""
@@ -133,11 +146,13 @@ class Shipper:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_POLL):
                     await self._wake.wait()
-                await asyncio.sleep(self._interval)
+                await asyncio.sleep(self._pause)
             self._wake.clear()
             async with self._shipping:
+                begin = monotonic()
                 while not self._closing and await self._ship():
                     pass
+                self._pause = pause(monotonic() - begin, *self._pauses)
             if self._failures and not self._closing:
                 await asyncio.sleep(BACKOFF[min(self._failures, len(BACKOFF)) - 1])
 
@@ -169,6 +184,7 @@ class Shipper:
                 return False
             if not self._in_step:
                 self._tails.clear()
+                self._waiting.clear()
                 self._positions = await self._load()
                 self._in_step = True
             batch = await asyncio.to_thread(self._gather)
@@ -206,9 +222,16 @@ class Shipper:
                 self._positions.pop(segment, None)
             else:
                 self._positions[segment] = end
+                self._waited(segment, end, batch.taken.get(segment))
         for name in batch.done:
             if self._delete(name, self._tails.pop(name).damage) and str(name) in self._positions:
                 self._gone[str(name)] = self._positions[str(name)]
+
+    def _waited(self, segment: str, end: int, taken: int | None) -> None:
+        """So many entries of a segment, up to ``end``, wait no longer; None: nobody knows."""
+        position, waiting = self._waiting.pop(segment, (0, 0))
+        if taken is not None and position >= end:
+            self._waiting[segment] = position, waiting - taken
 
     def _delete(self, name: Name, damage: int | None) -> bool:
         """Delete a segment, or put it aside if it is damaged. One whose predecessor is still there
@@ -285,4 +308,11 @@ class Shipper:
         batch.tails[name] = _Tail(unfinished, position, damage)
         if len(batch.items) > found:
             batch.moves[str(name)] = (committed, max(committed, position))
+            if damage is None and not over:
+                batch.taken[str(name)] = len(batch.items) - found
         return name in batch.done
+
+
+def pause(took: float, least: float, most: float) -> float:
+    """Seconds until entries are written again, when it ``took`` that many the last time."""
+    return min(max(took / SHARE, least), most)

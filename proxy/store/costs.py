@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import date
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, Protocol
 
 from sqlalchemy import bindparam, case, func, update
@@ -68,7 +68,11 @@ async def add(connection: AsyncConnection, calls: Iterable[CallRecord]) -> None:
     """Add the calls, none of which was counted before, to their days."""
     sums: dict[Key, dict[str, int]] = {}
     for call in calls:
-        _count(sums.setdefault(key(call), dict.fromkeys(_SUMS, 0)), call)
+        of = key(call)
+        counted = sums.get(of)
+        if counted is None:
+            counted = sums[of] = dict.fromkeys(_SUMS, 0)
+        _count(counted, call)
     if not sums:
         return
     rows = [_row(of, sums[of]) for of in sorted(sums)]
@@ -134,7 +138,12 @@ def key(call: Counted) -> Key:
 
 def day(ms: int) -> str:
     """The UTC day of an instant, ``YYYY-MM-DD``."""
-    return date.fromordinal(_EPOCH + ms // _DAY_MS).isoformat()
+    return _spelled(ms // _DAY_MS)
+
+
+@lru_cache(32)
+def _spelled(days: int) -> str:
+    return date.fromordinal(_EPOCH + days).isoformat()
 
 
 def _count(sums: dict[str, int], call: CallRecord) -> None:

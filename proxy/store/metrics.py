@@ -24,10 +24,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from proxy.store import sources
 from proxy.store.coverage import Piece, cover
 from proxy.store.filters import Filters
-from proxy.store.rollups import plus, thousandths
 from proxy.store.sketch import Sketch, lanes, of_lanes
 from proxy.store.sources import COUNTS, SUMS, VALUES, Among, Asked, Only
 from proxy.store.tables import api_calls
+from proxy.store.tally import plus, thousandths
 
 Values = dict[str, Any]
 Key = tuple[Any, ...]

@@ -34,7 +34,7 @@ from proxy.store import (
 from proxy.store.columns import Instant
 from proxy.store.events import EventRecord
 from proxy.store.positions import Moves
-from proxy.store.rows import COLUMNS, KEPT, kept, row
+from proxy.store.rows import COLUMNS, kept, row
 from proxy.store.tables import api_calls
 from proxy.store.upsert import in_turn
 from proxy.types import CallRecord, FaultRecord, ModelInfo
@@ -159,16 +159,13 @@ async def insert_calls(
 
 
 def _sqlite_insert(calls: Sequence[CallRecord]) -> tuple[str, list[tuple[Any, ...]]]:
-    """The statement and its values, without the columns that no call fills: the driver is quick
-    with numbers and texts, and has to think about each None."""
-    nothing = (None,) * len(calls)
-    columns = zip(KEPT, zip(*map(kept, calls), strict=True), strict=True)
-    filled = {name: values for name, values in columns if values != nothing}
+    """The statement and its values."""
+    columns = kept(calls)
     statement = (
-        f"INSERT INTO api_calls ({', '.join(filled)})"
-        f" VALUES ({', '.join('?' * len(filled))}) ON CONFLICT DO NOTHING"
+        f"INSERT INTO api_calls ({', '.join(columns)})"
+        f" VALUES ({', '.join('?' * len(columns))}) ON CONFLICT DO NOTHING"
     )
-    return statement, list(zip(*filled.values(), strict=True))
+    return statement, list(zip(*columns.values(), strict=True))
 
 
 def _postgresql_insert() -> str:

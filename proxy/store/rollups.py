@@ -6,37 +6,35 @@ of its status (scope ``all``), in that of its provider, model, key, endpoint, st
 so few rows answer the common questions.
 
 A call belongs to the span in which it began. Tokens and nano-dollars are None where no call of the
-span has any; ``*_total`` are sums of thousandths, so that they are exact: see ``thousandths``. Rows
-are read, added to and written back, so that two writers must not do it at once: SQLite lets only
-one write, and on PostgreSQL rows are locked in the order of their keys.
+span has any; ``*_total`` are sums of thousandths, so that they are exact. Rows are read, added to
+and written back, so that two writers must not do it at once: SQLite lets only one write, and on
+PostgreSQL rows are locked in the order of their keys.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache, lru_cache
 from hashlib import blake2b
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 from sqlalchemy import Table, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from proxy.bounds import saturated
 from proxy.clock import now_ms
-from proxy.store.costs import unpriced
 from proxy.store.sets import STATUSES
-from proxy.store.sketch import Sketch
 from proxy.store.tables import rollup_series, rollups_day, rollups_hour, rollups_minute
+from proxy.store.tally import Tally
 from proxy.store.upsert import Insert, insert_into, replace
 from proxy.types import CallRecord
 
 MINUTE, HOUR, DAY = 60_000, 3_600_000, 86_400_000
 _FOR_EVER = 2**53
-_LARGEST = 1e9
 _CHUNK = 1000
+
+K = TypeVar("K")
 
 
 class Grain(NamedTuple):
@@ -69,74 +67,21 @@ class Series(NamedTuple):
     status: str = ""
     error_reason: str = ""
 
-    def wider(self) -> Iterator[Series]:
-        """The series of a ``caller`` and those that its calls count in, too."""
-        yield Series("all", status=self.status)
-        yield self._replace(scope="service", client_id="", agent_name="", tool_name="")
-        if self.client_id or self.agent_name or self.tool_name:
-            yield self
+    @property
+    def service(self) -> Series:
+        """The one without callers that the calls of this one count in, too."""
+        provider, model, key = self[1:4]
+        return Series("service", provider, model, key, "", "", "", *self[7:])
+
+    @property
+    def has_caller(self) -> bool:
+        """Whether anything is known of who called."""
+        return bool(self.client_id or self.agent_name or self.tool_name)
 
 
 DIMENSIONS = Series._fields[1:]
 CALLERS = ("client_id", "agent_name", "tool_name")
 """The dimensions that only the series of a ``caller`` have."""
-
-
-class Tally(msgspec.Struct):
-    """The measures of some calls: the columns behind the key, in order."""
-
-    attempts: int = 0
-    requests: int = 0
-    failovers: int = 0
-    unpriced: int = 0
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    total_tokens: int | None = None
-    nano_usd: int | None = None
-    latency_total: int = 0
-    ttft_total: int = 0
-    speed_total: int = 0
-    latency_sketch: Sketch = msgspec.field(default_factory=Sketch)
-    ttft_sketch: Sketch = msgspec.field(default_factory=Sketch)
-    speed_sketch: Sketch = msgspec.field(default_factory=Sketch)
-
-    def count(self, call: CallRecord) -> None:
-        """Add one call."""
-        self.attempts += 1
-        if call.is_final:
-            self.requests += 1
-            self.failovers += call.attempt > 1
-            if call.total_duration_ms is not None:
-                self.latency_total += thousandths(call.total_duration_ms)
-                self.latency_sketch.add(call.total_duration_ms)
-        self.unpriced += unpriced(call)
-        self.input_tokens = plus(self.input_tokens, call.input_tokens)
-        self.output_tokens = plus(self.output_tokens, call.output_tokens)
-        self.total_tokens = plus(self.total_tokens, call.total_tokens)
-        self.nano_usd = plus(self.nano_usd, call.cost_nano_usd)
-        if call.time_to_first_token_ms is not None:
-            self.ttft_total += thousandths(call.time_to_first_token_ms)
-            self.ttft_sketch.add(call.time_to_first_token_ms)
-        if call.tokens_per_second is not None:
-            self.speed_total += thousandths(call.tokens_per_second)
-            self.speed_sketch.add(call.tokens_per_second)
-
-    def update(self, other: Tally) -> None:
-        """Add the calls of another tally."""
-        self.attempts += other.attempts
-        self.requests += other.requests
-        self.failovers += other.failovers
-        self.unpriced += other.unpriced
-        self.input_tokens = plus(self.input_tokens, other.input_tokens)
-        self.output_tokens = plus(self.output_tokens, other.output_tokens)
-        self.total_tokens = plus(self.total_tokens, other.total_tokens)
-        self.nano_usd = plus(self.nano_usd, other.nano_usd)
-        self.latency_total += other.latency_total
-        self.ttft_total += other.ttft_total
-        self.speed_total += other.speed_total
-        self.latency_sketch.update(other.latency_sketch)
-        self.ttft_sketch.update(other.ttft_sketch)
-        self.speed_sketch.update(other.speed_sketch)
 
 
 Tallies = dict[tuple[int, Series], Tally]
@@ -147,7 +92,6 @@ Key = tuple[int, int]
 
 _KEY = ("start", "series_id")
 _NOTHING = (None,) * len(Tally.__struct_fields__)
-_SKETCHES = Tally.__struct_fields__.index("latency_sketch")  # the first, behind the numbers
 
 
 async def add(connection: AsyncConnection, calls: Iterable[CallRecord]) -> None:
@@ -185,14 +129,6 @@ async def reprice(
     await _save(connection, minutes)
 
 
-def thousandths(value: float) -> int:
-    """A duration in microseconds, or a speed in thousandths of a token a second, rounded half up.
-
-    What is beyond 1e9, or below 0, counts as that: so no sum is ever too large for a database.
-    """
-    return math.floor(min(max(value, 0.0), _LARGEST) * 1000 + 0.5)
-
-
 @lru_cache(10_000)
 def series_id(series: Series) -> int:
     """63 bits of a hash: every writer gives a series the same number without asking anybody.
@@ -222,53 +158,58 @@ def _series(call: CallRecord) -> Series:
     )
 
 
-def plus(one: int | None, other: int | None) -> int | None:
-    """The sum of what is known; None if nothing is."""
-    if one is None or other is None:
-        return other if one is None else one
-    return one + other
-
-
 async def _save(connection: AsyncConnection, callers: Tallies) -> None:
     """Add to the rows of all series, and of all spans that are still kept."""
     if not callers:
         return
-    tallies = gathered(
-        ((start, series), tally)
-        for (start, caller), tally in callers.items()
-        for series in caller.wider()
-    )
+    meant: dict[int, Series] = {}
+    tallies: dict[Key, Tally] = {}
+    for (start, series), tally in in_all_scopes(callers):
+        number = series_id(series)
+        meant[number] = series
+        tallies[start, number] = tally
     now = now_ms()
     for table, length, kept in GRAINS:
         tallies = gathered(
-            ((start - start % length, series), tally) for (start, series), tally in tallies.items()
+            ((start - start % length, number), tally) for (start, number), tally in tallies.items()
         )
-        rows = {
-            (start, series_id(series)): tally
-            for (start, series), tally in tallies.items()
-            if start >= now - kept
-        }
+        keys = sorted(key for key in tallies if key[0] >= now - kept)
         new: set[int] = set()
-        keys = sorted(rows)
         for at in range(0, len(keys), _CHUNK):
             part = keys[at : at + _CHUNK]
-            new |= await _update(connection, table, {key: rows[key] for key in part})
-    await _introduce(connection, [key for key in tallies if series_id(key[1]) in new])
+            new |= await _update(connection, table, {key: tallies[key] for key in part})
+    await _introduce(
+        connection, ((start, meant[number]) for start, number in tallies if number in new)
+    )
 
 
-def gathered(parts: Iterable[tuple[tuple[int, Series], Tally]]) -> Tallies:
+def in_all_scopes(callers: Tallies) -> Iterator[tuple[tuple[int, Series], Tally]]:
+    """The tallies by minute of the callers that there are, of their services, and of all."""
+    services = gathered(
+        ((start, series.service), tally) for (start, series), tally in callers.items()
+    )
+    whole = gathered(
+        ((start, Series("all", status=series.status)), tally)
+        for (start, series), tally in services.items()
+    )
+    yield from whole.items()
+    yield from services.items()
+    yield from (item for item in callers.items() if item[0][1].has_caller)
+
+
+def gathered(parts: Iterable[tuple[K, Tally]]) -> dict[K, Tally]:
     """One tally for each key. One that was alone is the same, not a copy."""
-    found: dict[tuple[int, Series], list[Tally]] = {}
+    found: dict[K, Tally] = {}
+    copied: set[K] = set()
     for key, tally in parts:
-        found.setdefault(key, []).append(tally)
-    return {key: same[0] if len(same) == 1 else _together(same) for key, same in found.items()}
-
-
-def _together(tallies: Iterable[Tally]) -> Tally:
-    whole = Tally()
-    for tally in tallies:
-        whole.update(tally)
-    return whole
+        first = found.setdefault(key, tally)
+        if first is tally:
+            continue
+        if key not in copied:
+            copied.add(key)
+            found[key] = first = first.copy()
+        first.update(tally)
+    return found
 
 
 async def _introduce(connection: AsyncConnection, days: Iterable[tuple[int, Series]]) -> None:
@@ -292,7 +233,7 @@ async def _update(
     sqlite = connection.dialect.name == "sqlite"
     held = await (_on_sqlite if sqlite else _on_postgresql)(connection, table, list(tallies))
     old = {(row[0], row[1]): row[2:] for row in held}
-    rows = [(*key, *_sum(tally, old.get(key, _NOTHING))) for key, tally in tallies.items()]
+    rows = [(*key, *tally.onto(old.get(key, _NOTHING))) for key, tally in tallies.items()]
     if sqlite:
         # Past SQLAlchemy's handling of single values, which would cost more than the rest.
         await connection.exec_driver_sql(_replacement(table), rows)
@@ -321,21 +262,14 @@ async def _on_postgresql(
     return (await connection.execute(query)).all()
 
 
-def _sum(tally: Tally, old: Sequence[Any]) -> Iterator[Any]:
-    """The values of a row that has been added to, behind its key."""
-    new = msgspec.structs.astuple(tally)
-    for more, held in zip(new[:_SKETCHES], old[:_SKETCHES], strict=True):
-        total = plus(more, held)
-        yield None if total is None else saturated(total)
-    for sketch, dump in zip(new[_SKETCHES:], old[_SKETCHES:], strict=True):
-        yield sketch.onto(dump)
-
-
 @cache
 def _replacement(table: Table) -> str:
-    """The statement that puts whole rows into SQLite."""
+    """The statement that puts whole rows into SQLite. REPLACE would do twice the work."""
     values = ", ".join("?" * len(table.c))
-    return f"REPLACE INTO {table} ({_columns(table)}) VALUES ({values})"
+    new = ", ".join(f"{name} = excluded.{name}" for name in Tally.__struct_fields__)
+    return (
+        f"INSERT INTO {table} ({_columns(table)}) VALUES ({values}) ON CONFLICT DO UPDATE SET {new}"
+    )
 
 
 @cache

@@ -11,6 +11,7 @@ programs ask for most is no such column: ``PRAGMA table_info`` does not show the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -43,16 +44,8 @@ _BESIDE = -len(BESIDE)
 COLUMNS = (*_FIELDS[:_COST], "cost_estimate_usd", "list_cost_usd", *_FIELDS[_COST + 2 : _BESIDE])
 """The columns that a CallRecord fills, in the order of its fields."""
 
-_PACKED = {*WORDS, *THOUSANDTHS, "requested_model"}
-KEPT = tuple(f"{name}_kept" if name in _PACKED else name for name in COLUMNS)
-"""The columns of SQLite that hold ``COLUMNS``."""
-
-_CODES = [
-    (COLUMNS.index(name), {word: place for place, word in enumerate(words)})
-    for name, words in WORDS.items()
-]
-_SCALED = [COLUMNS.index(name) for name in THOUSANDTHS]
-_REQUESTED = COLUMNS.index("requested_model")
+_CODES = {name: {word: place for place, word in enumerate(WORDS[name])} for name in WORDS}
+_SCALED = frozenset(THOUSANDTHS)
 
 
 def row(call: CallRecord) -> tuple[Any, ...]:
@@ -63,19 +56,26 @@ def row(call: CallRecord) -> tuple[Any, ...]:
     return (*values[:_COST], *dollars, *values[_COST + 2 : _BESIDE])
 
 
-def kept(call: CallRecord) -> tuple[Any, ...]:
-    """The values of ``KEPT``."""
-    values = list(row(call))
-    for place, codes in _CODES:
-        values[place] = codes.get(values[place], values[place])
-    for place in _SCALED:
-        if values[place] is not None:
-            values[place] = _thousandths(values[place])
-    if call.requested_model == call.model:
-        values[_REQUESTED] = _SAME_MODEL
-    elif call.requested_model == f"{call.provider}/{call.model}":
-        values[_REQUESTED] = _WITH_PROVIDER
-    return tuple(values)
+def kept(calls: Sequence[CallRecord]) -> dict[str, Sequence[Any]]:
+    """The columns of SQLite that hold ``COLUMNS``, each with the values of all calls. Those that no
+    call fills are left out: the driver is quick with numbers and texts, and has to think about each
+    None.
+    """
+    nothing = (None,) * len(calls)
+    columns: dict[str, Sequence[Any]] = {}
+    for name, values in zip(COLUMNS, zip(*map(row, calls), strict=True), strict=True):
+        if values == nothing:
+            continue
+        if name in _SCALED:
+            columns[f"{name}_kept"] = [v if v is None else _thousandths(v) for v in values]
+        elif name in _CODES:
+            codes = _CODES[name]
+            columns[f"{name}_kept"] = [codes.get(v, v) for v in values]
+        elif name == "requested_model":
+            columns[f"{name}_kept"] = [_asked(call) for call in calls]
+        else:
+            columns[name] = values
+    return columns
 
 
 def _thousandths(value: float) -> float:
@@ -84,3 +84,11 @@ def _thousandths(value: float) -> float:
         if whole / 1000 == value:
             return whole
     return float(value)
+
+
+def _asked(call: CallRecord) -> str | int | None:
+    if call.requested_model == call.model:
+        return _SAME_MODEL
+    if call.requested_model == f"{call.provider}/{call.model}":
+        return _WITH_PROVIDER
+    return call.requested_model

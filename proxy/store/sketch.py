@@ -36,8 +36,8 @@ class Sketch(msgspec.Struct):
 
     def add(self, value: float) -> None:
         """Count one value."""
-        step = _step(value)
-        self.counts[step] = self.counts.get(step, 0) + 1
+        counts, step = self.counts, _step(value)
+        counts[step] = counts.get(step, 0) + 1
 
     def extend(self, values: Iterable[float]) -> None:
         """Count many values."""
@@ -45,8 +45,9 @@ class Sketch(msgspec.Struct):
 
     def update(self, other: Sketch) -> None:
         """Count the values of another one."""
+        counts = self.counts
         for step, count in other.counts.items():
-            self.counts[step] = self.counts.get(step, 0) + count
+            counts[step] = counts.get(step, 0) + count
 
     def plus(self, other: Sketch) -> Sketch:
         """A new sketch with the values of both."""
@@ -86,17 +87,25 @@ class Sketch(msgspec.Struct):
         return self._into(dump) or _dumped(self.plus(of_lanes(lanes(dump))).counts)
 
     def _into(self, dump: bytes) -> bytes | None:
-        """The dump with its counts raised; None where there is no room for that."""
-        (head,) = _HEAD.unpack_from(dump)
-        first, form = head >> 2, _COUNTS[head & 3]
+        """The dump with its counts raised; None where so few bytes are too few for one of them."""
+        head = dump[0] | dump[1] << 8
+        first, power = head >> 2, head & 3
         raised = bytearray(dump)
+        if (low := min(self.counts)) < first:
+            raised[: _HEAD.size] = _HEAD.pack(low << 2 | power) + bytes((first - low) << power)
+            first = low
+        if (room := _HEAD.size + (max(self.counts) + 1 - first << power) - len(raised)) > 0:
+            raised += bytes(room)
         try:
-            for step, count in self.counts.items():
-                if step < first:
-                    return None
-                at = _HEAD.size + (step - first) * form.size
-                form.pack_into(raised, at, form.unpack_from(raised, at)[0] + count)
-        except struct.error:  # beyond the last step, or too much for so few bytes
+            if power == 0:
+                for step, count in self.counts.items():
+                    raised[_HEAD.size + step - first] += count
+            else:
+                form = _COUNTS[power]
+                for step, count in self.counts.items():
+                    at = _HEAD.size + (step - first << power)
+                    form.pack_into(raised, at, form.unpack_from(raised, at)[0] + count)
+        except (ValueError, struct.error):
             return None
         return bytes(raised)
 
@@ -135,7 +144,9 @@ def _dumped(counts: Mapping[int, int]) -> bytes:
 def _step(value: float) -> int:
     if value <= _SMALLEST:
         return 0
-    return math.ceil(math.log(min(value, _LARGEST)) * _SCALE) - _FIRST
+    if value > _LARGEST:
+        value = _LARGEST
+    return math.ceil(math.log(value) * _SCALE) - _FIRST
 
 
 def _value(step: int) -> float:

@@ -144,7 +144,7 @@ def _bucket_postgresql(element: bucket_of, compiler: SQLCompiler, **kw: Any) -> 
 
 
 class thousandths(GenericFunction[int]):
-    """What ``rollups.thousandths`` makes of a value."""
+    """What ``tally.thousandths`` makes of a value."""
 
     type = BigInteger()
     inherit_cache = True

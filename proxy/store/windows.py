@@ -43,8 +43,10 @@ class Figure(msgspec.Struct, omit_defaults=True):  # JSON knows no infinity
         """Count one value."""
         self.count += 1
         self.total += value
-        self.low = min(self.low, value)
-        self.high = max(self.high, value)
+        if value < self.low:
+            self.low = value
+        if value > self.high:
+            self.high = value
         self.sketch.add(value)
 
     def plus(self, other: Figure) -> Figure:

@@ -103,10 +103,11 @@ def test_entries_are_counted_up_to_a_number(tmp_path: Path) -> None:
     ends = [len(MAGIC), *(entry.end for entry in read(tmp_path, WHOLE))]
     path.write_bytes(WHOLE + framed(b"torn")[:5])
     with path.open("rb") as file:
-        assert count(file, 0, 100, but=1) == 4
-        assert [count(file, end, 100, but=1) for end in ends] == [4, 3, 2, 1, 0]
-        assert count(file, 0, 3, but=1) == 3
-        assert count(file, 0, 100, but=PAYLOADS[0][0]) == 3
+        assert count(file, 0, 100, but=1) == (4, ends[-1])
+        assert [count(file, end, 100, but=1)[0] for end in ends] == [4, 3, 2, 1, 0]
+        assert count(file, 0, 3, but=1) == (3, ends[-2])
+        assert count(file, ends[-1], 100, but=1) == (0, ends[-1])
+        assert count(file, 0, 100, but=PAYLOADS[0][0])[0] == 3
 
 
 def test_what_is_no_segment_has_no_entries_until_it_is_over(tmp_path: Path) -> None:

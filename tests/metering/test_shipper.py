@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import random
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
@@ -20,7 +21,7 @@ from tests.metering.ledgers import Database, Process
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shipper, "BACKOFF", (0.001,))
-    monkeypatch.setattr(shipper, "INTERVAL", 0.001)
+    monkeypatch.setattr(shipper, "PAUSES", (0.001, 0.001))
     monkeypatch.setattr(shipper, "_POLL", 0.005)
     monkeypatch.setattr(shipper, "_AGAIN", 0.001)
 
@@ -195,6 +196,39 @@ async def test_tries_are_ever_farther_apart(
     assert [seconds for seconds in slept if seconds >= 0.5][:4] == [0.5, 1.0, 2.0, 2.0]
 
 
+@pytest.mark.parametrize(
+    ("took", "seconds"), [(0.0, 0.2), (0.01, 0.2), (0.05, 1.0), (0.09, 1.8), (0.5, 2.0)]
+)
+def test_writing_takes_a_twentieth_of_the_time(took: float, seconds: float) -> None:
+    assert shipper.pause(took, 0.2, 2.0) == pytest.approx(seconds)
+
+
+async def test_slow_batches_are_few(
+    process: Process, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+    sleep = asyncio.sleep
+
+    async def note(seconds: float) -> None:
+        slept.append(seconds)
+        await sleep(0.001)
+
+    monkeypatch.setattr(shipper.asyncio, "sleep", note)
+    process.shipper._pauses, process.shipper._pause = (0.01, 0.4), 0.01
+    flush = process.shipper._flush
+
+    async def slowly(*given: Any) -> None:
+        await sleep(0.05)
+        await flush(*given)
+
+    process.shipper._flush = slowly
+    async with shipping(process):
+        for number in range(3):
+            process.end(str(number))
+            await until(lambda number=number: len(database.rows) == number + 1)
+    assert [seconds for seconds in slept if seconds > 0.005][:3] == [0.01, 0.4, 0.4]
+
+
 async def test_an_error_without_words_is_told_by_its_name(
     process: Process, database: Database
 ) -> None:
@@ -212,6 +246,26 @@ async def test_no_more_than_so_many_that_wait_are_counted(
         process.end(str(number))
     await process.ship()
     assert process.shipper.queued() == 5
+
+
+async def test_what_waits_is_known_at_every_moment(
+    process: Process, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shipper, "BATCH", 4)
+    choose, ended = random.Random(7), 0
+    for turn in range(300):
+        match choose.randrange(6):
+            case 0:
+                process.begin(f"open {turn}")
+            case 1 | 2:
+                process.end(str(turn))
+                ended += 1
+            case 3:
+                database.broken = choose.choice([None, None, OSError("locked")])
+                await process.shipper._ship()
+            case _:
+                assert process.shipper.queued() == (ended - len(database.rows) if ended else 0)
+    assert ended > 50
 
 
 async def test_draining_gives_up_in_time_and_leaves_the_rest(

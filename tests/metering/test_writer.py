@@ -18,7 +18,7 @@ from tests.store.rows import call
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shipper, "BACKOFF", (0.001,))
-    monkeypatch.setattr(shipper, "INTERVAL", 0.001)
+    monkeypatch.setattr(shipper, "PAUSES", (0.001, 0.001))
 
 
 def writer(folder: Path, database: Database) -> Writer:

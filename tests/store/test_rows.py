@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from proxy.clock import now_ms
 from proxy.errors import ErrorReason
 from proxy.store.engine import Store
-from proxy.store.rows import COLUMNS, KEPT, THOUSANDTHS, WORDS, kept, row
+from proxy.store.rows import COLUMNS, THOUSANDTHS, WORDS, kept, row
 from proxy.store.sets import COST_SOURCES, STATUSES, USAGE_SOURCES
 from tests.store.rows import call, rows
 
@@ -22,13 +22,19 @@ CLOSED = {
     "usage_source": USAGE_SOURCES,
     "cost_source": COST_SOURCES,
 }
-_INSERT = f"INSERT INTO api_calls ({', '.join(KEPT)}) VALUES ({', '.join('?' * len(KEPT))})"
+
+
+def put(connection: sqlite3.Connection, *calls: Any) -> None:
+    columns = kept(calls)
+    places = ", ".join("?" * len(columns))
+    statement = f"INSERT INTO api_calls ({', '.join(columns)}) VALUES ({places})"
+    connection.executemany(statement, list(zip(*columns.values(), strict=True)))
 
 
 def shown(path: Path, *calls: Any) -> list[tuple[Any, ...]]:
     """The calls as another connection sees them, in the order of ``COLUMNS``."""
     with closing(sqlite3.connect(path)) as connection:
-        connection.executemany(_INSERT, [kept(each) for each in calls])
+        put(connection, *calls)
         found = connection.execute(f"SELECT {', '.join(COLUMNS)} FROM api_calls ORDER BY id")
         return found.fetchall()  # and nothing of it stays
 
@@ -37,8 +43,7 @@ def shown(path: Path, *calls: Any) -> list[tuple[Any, ...]]:
 def test_every_word_is_shown_and_a_number_is_kept(path: Path, column: str) -> None:
     with closing(sqlite3.connect(path)) as connection:
         for word in WORDS[column]:
-            made = kept(call(request_id=word, **{column: word}))
-            connection.execute(_INSERT, made)
+            put(connection, call(request_id=word, **{column: word}))
         sql = f"SELECT request_id, {column}, typeof({column}_kept) FROM api_calls ORDER BY id"
         found = connection.execute(sql).fetchall()
     assert found == [(word, word, "integer") for word in WORDS[column]]
@@ -89,9 +94,15 @@ def test_every_number_is_shown_as_it_was(
 
 def test_a_duration_is_kept_in_microseconds() -> None:
     record = call(ttfb_ms=990.125, queue_time_ms=1 / 3)
-    values = dict(zip(KEPT, kept(record), strict=True))
-    assert repr(values["ttfb_ms_kept"]) == "990125"
-    assert values["queue_time_ms_kept"] == 1 / 3
+    columns = kept([record])
+    assert repr(columns["ttfb_ms_kept"]) == "[990125]"
+    assert columns["queue_time_ms_kept"] == [1 / 3]
+
+
+def test_a_column_that_no_call_fills_is_left_out() -> None:
+    with_seed, without = call(seed=7), call(seed=None)
+    assert "seed" not in kept([without, without])
+    assert kept([without, with_seed])["seed"] == (None, 7)
 
 
 PLAIN = {

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from sqlalchemy import literal, select
 
-from proxy.store import rollups, sources
+from proxy.store import sources, tally
 from proxy.store.columns import FLOAT, Instant
 from proxy.store.coverage import Piece
 from proxy.store.engine import Store
@@ -24,7 +24,7 @@ NOON = 1_735_732_800_000
 async def test_a_value_has_the_same_thousandths_everywhere(either: Store, value: float) -> None:
     async with either.reader() as connection:
         found = await connection.scalar(select(sources.thousandths(literal(value, FLOAT))))
-    assert found == rollups.thousandths(value)
+    assert found == tally.thousandths(value)
 
 
 @pytest.mark.parametrize("length", [60_000, 3_600_000, DAY])
