@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from proxy.store.filters import Filters, where
+from proxy.store.filters import Filters
 from proxy.store.pages import Row, newest, shown
 from proxy.store.tables import api_calls
 
@@ -14,9 +14,8 @@ async def page(
     connection: AsyncConnection, filters: Filters, limit: int, cursor: str | None
 ) -> tuple[list[Row], str | None]:
     """The newest attempts first, and the cursor of the next page. Raises BadCursor."""
-    conditions = where(api_calls, filters)
     rows, following = await newest(
-        connection, api_calls, ("timestamp", "id"), conditions, limit, cursor
+        connection, api_calls, ("timestamp", "id"), filters, limit, cursor
     )
     return [shown(api_calls, row) for row in rows], following
 

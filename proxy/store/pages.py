@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from proxy.clock import rfc3339
 from proxy.store.columns import Instant
+from proxy.store.filters import Filters, where
 
 Row = dict[str, Any]
 
@@ -29,19 +30,24 @@ async def newest(
     connection: AsyncConnection,
     table: Table,
     key: Sequence[str],
-    conditions: Sequence[ColumnElement[bool]],
+    filters: Filters | None,
     limit: int,
     cursor: str | None,
 ) -> tuple[list[Row], str | None]:
     """Up to ``limit`` rows, highest key first, and the cursor of the next page (None: no more).
 
-    ``key`` are columns that together are unique. Raises BadCursor.
+    ``key`` are columns that together are unique; the first is the instant that the window of the
+    filters is about, if the table has one. Raises BadCursor.
     """
     columns = [table.c[name] for name in key]
-    query = select(table).where(*conditions)
-    if cursor is not None:
-        last = zip(columns, decode(cursor, columns), strict=True)
-        query = query.where(tuple_(*columns) < tuple_(*(literal(v, c.type) for c, v in last)))
+    last = None if cursor is None else decode(cursor, columns)
+    if filters is not None and last is not None and isinstance(last[0], int):
+        # SQLite begins at the end of the window, and would pass by all that came before.
+        filters = msgspec.structs.replace(filters, end=min(filters.end, last[0] + 1))
+    query = select(table).where(*([] if filters is None else where(table, filters)))
+    if last is not None:
+        values = (literal(v, c.type) for c, v in zip(columns, last, strict=True))
+        query = query.where(tuple_(*columns) < tuple_(*values))
     query = query.order_by(*(column.desc() for column in columns)).limit(limit + 1)
     rows = [dict(row) for row in (await connection.execute(query)).mappings()]
     if len(rows) <= limit:

@@ -35,7 +35,7 @@ class Recent:
     async def load(self, connection: AsyncConnection) -> None:
         """Begin with the newest rows that the database has."""
         found, _ = await newest(
-            connection, api_calls, ("timestamp", "id"), (), self._most, cursor=None
+            connection, api_calls, ("timestamp", "id"), None, self._most, cursor=None
         )
         for each in sorted(found, key=lambda each: each["finished_at"]):
             self._put((each["request_id"], each["attempt"]), _encoded(each))

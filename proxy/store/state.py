@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from proxy.clock import now_ms
 from proxy.store import credits
-from proxy.store.filters import Filters, where
+from proxy.store.filters import Filters
 from proxy.store.pages import Row, newest, shown
 from proxy.store.tables import (
     api_credits,
@@ -43,8 +43,7 @@ async def page(
 ) -> tuple[list[Row], str | None]:
     """One of ``TABLES``, newest first, and the cursor of the next page. Raises BadCursor."""
     table, key = TABLES[name]
-    conditions = where(table, filters)
-    rows, following = await newest(connection, table, key, conditions, limit, cursor)
+    rows, following = await newest(connection, table, key, filters, limit, cursor)
     if table is system_metrics:
         await _add_gpus(connection, rows)
     if table is api_credits:

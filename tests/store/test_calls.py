@@ -6,7 +6,7 @@ from sqlalchemy import select
 from proxy.store import calls
 from proxy.store.engine import Store
 from proxy.store.filters import where
-from proxy.store.pages import BadCursor
+from proxy.store.pages import BadCursor, encode
 from proxy.store.tables import api_calls
 from tests.store.rows import anything, call, failed, plan
 
@@ -52,6 +52,28 @@ async def test_a_bad_cursor_is_told(store: Store) -> None:
     async with store.reader() as connection:
         with pytest.raises(BadCursor):
             await calls.page(connection, anything(), 1, "nonsense")
+
+
+async def test_a_late_page_passes_no_earlier_rows_by(store: Store) -> None:
+    await store.write([call(request_id=str(n), timestamp=NOON + n) for n in range(2000)])
+    steps: list[int] = []
+
+    async def page(cursor: str | None) -> str | None:
+        steps.append(0)
+
+        def count() -> None:
+            steps[-1] += 1
+
+        async with store.reader() as connection:
+            raw = (await connection.get_raw_connection()).driver_connection
+            await raw.set_progress_handler(count, 100)  # type: ignore[union-attr]
+            _, following = await calls.page(connection, anything(end=NOON * 2), 10, cursor)
+            await raw.set_progress_handler(None, 0)  # type: ignore[union-attr]
+        return following
+
+    await page(await page(None))
+    await page(encode([NOON + 50, 51]))
+    assert steps[2] <= steps[1] + 2
 
 
 async def test_the_list_is_read_in_the_order_of_an_index(store: Store) -> None:
