@@ -263,6 +263,7 @@ class _Gateway:
         self._windows.update({name: each.dialect.windows for name, each in providers.items()})
         tariffs.configure(self._prices, settings, providers)
         self._spending.configure(settings)
+        self._company.gate.configure({each.holder: each.limits for each in settings.limits})
         self._lists.replace(providers.values())
         self._relay.routes = routes
         self._app.state.providers = [
@@ -287,8 +288,8 @@ class _Gateway:
                 await self._keys.load()
                 async with self._store.reader() as connection:
                     await restore(connection, self._relay.routes.pools, self._began)
-                    quotas, clients = self._company.gate.quotas, self._keys.all()
-                    await restore_quotas(connection, quotas, clients, self._began)
+                    quotas = self._company.gate.quotas(self._keys.all())
+                    await restore_quotas(connection, quotas, self._began)
                     if recent is not None:
                         await recent.load(connection)
             except StoreError:

@@ -9,8 +9,15 @@ import msgspec
 
 from proxy.periods import Period, period
 
-SCOPES: Mapping[str, str | None] = {"all": None, "client": "client_id", "provider": "provider"}
-"""Whose calls a budget counts: the column of a call that has to be the budget's ``value``."""
+SCOPES: Mapping[str, str | None] = {
+    "all": None,
+    "client": "client_id",
+    "user": "user_id",
+    "tag": "tags",
+    "provider": "provider",
+}
+"""Whose calls a budget counts: the column of a call that has to be the budget's ``value``, or to
+have it among its tags."""
 
 NANO = 10**9
 """Nano-dollars in a dollar."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
 from proxy.budget import NANO, Budget, Mode, Unpriced
 from proxy.fields import Lower, Name, Part, Usd
+from proxy.limiting import said
 from proxy.periods import period
 
 
@@ -43,17 +45,24 @@ class KeyBudget(Part):
         return self
 
 
+def of_client(asked: Iterable[KeyBudget], client_id: str, client: str) -> tuple[Budget, ...]:
+    """The budgets of a client as they are asked for."""
+    return tuple([each.of(client_id, client, place) for place, each in enumerate(asked, 1)])
+
+
 class BudgetSettings(KeyBudget):
-    """A budget by its ``name``, of everybody, or of the client or provider that ``value`` is."""
+    """A budget by its ``name``, of everybody, or of the client, user, tag or provider that
+    ``value`` is."""
 
     name: Name
-    scope: Annotated[Literal["all", "client", "provider"], Lower] = "all"
+    scope: Annotated[Literal["all", "client", "user", "tag", "provider"], Lower] = "all"
     value: str = ""
 
     @model_validator(mode="after")
     def _whose(self) -> Self:
         if bool(self.value) == (self.scope == "all"):
-            raise ValueError("value: is needed with scope client and provider, and only there")
+            raise ValueError("value: is needed with every scope but all, and only there")
+        said(self.scope, self.value)
         return self
 
 

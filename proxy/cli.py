@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from pydantic import ValidationError
 
 from proxy import __version__, clientele
+from proxy.budgeting import KeyBudget, of_client
 from proxy.clients import ClientLimits
 from proxy.clock import now_ms
 from proxy.config import load
@@ -157,6 +159,14 @@ def _add_keys(command: argparse.ArgumentParser) -> None:
         metavar="NAME=NUMBER",
         help="such as rpm=60 or parallel=4; may come again (none)",
     )
+    create.add_argument(
+        "--budget",
+        action="append",
+        type=_budget,
+        default=[],
+        metavar="USD/PERIOD",
+        help="such as 20/month or 5/24h/soft; may come again (none)",
+    )
     create.add_argument("--expires-in", type=_span, metavar="TIME", help="such as 30d (never)")
     for order in ("revoke", "rotate"):
         made[order].add_argument("id", metavar="ID", help="as list shows it")
@@ -181,7 +191,8 @@ async def _keys(settings: Settings, options: argparse.Namespace) -> str:
             expires_at=ends,
             limits={name: amount for limit in options.limit for name, amount in limit.items()},
         )
-        return await clientele.create(settings, client)
+        budgets = of_client(options.budget, client.id, client.name)
+        return await clientele.create(settings, msgspec.structs.replace(client, budgets=budgets))
     if options.order == "list":
         return await clientele.listed(settings)
     if options.order == "revoke":
@@ -259,6 +270,16 @@ def _limit(text: str) -> dict[str, int]:
         raise argparse.ArgumentTypeError(message) from None
     told: dict[str, int] = msgspec.to_builtins(limits)
     return told
+
+
+def _budget(text: str) -> KeyBudget:
+    usd, _, rest = text.partition("/")
+    span, _, mode = rest.partition("/")
+    try:
+        return KeyBudget(limit_usd=usd, period=span, **{"mode": mode} if mode else {})
+    except ValidationError:
+        message = f"must be dollars per day, week, month or hours such as 24h (got {text})"
+        raise argparse.ArgumentTypeError(message) from None
 
 
 def _export(settings: Settings, options: argparse.Namespace) -> int:

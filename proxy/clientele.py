@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 import msgspec
 
+from proxy.budget import NANO, Budget
 from proxy.clients import Client, Keyring
 from proxy.clock import now_ms, rfc3339
 from proxy.config import client_secret
@@ -74,7 +75,13 @@ def _line(client: Client) -> str:
     may = " ".join([*client.models, *(f"{name}/*" for name in client.providers)]) or "everything"
     limits = msgspec.to_builtins(client.limits)
     most = "".join(f"  {name}={amount}" for name, amount in limits.items())
-    return f"{client.id}  {client.name}  {state}  {may}{most}"
+    budgets = "".join(f"  {_terms(budget)}" for budget in client.budgets)
+    return f"{client.id}  {client.name}  {state}  {may}{most}{budgets}"
+
+
+def _terms(budget: Budget) -> str:
+    soft = "/soft" if budget.mode == "soft" else ""
+    return f"${budget.limit_nano / NANO:.12g}/{budget.period}{soft}"
 
 
 def _nobody(client_id: str) -> ConfigError:

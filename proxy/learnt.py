@@ -6,19 +6,19 @@ from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 
 from proxy.changes import BreakerRecord, CooldownRecord, CountRecord, LiftRecord, SwitchRecord
-from proxy.clients import UNLIMITED, Client
 from proxy.clock import instant, monotonic, now_ms
 from proxy.errors import ErrorReason
+from proxy.limiting import Holder
 from proxy.routing.counters import CONCURRENT, Owner
 from proxy.routing.events import Event, Lifted, Parked, Switched
 from proxy.routing.health import Turned
 from proxy.routing.keypool import KeyPool
 from proxy.routing.limits import DAY, MINUTE, Sliding, Slots
-from proxy.routing.quotas import Quota, Quotas
+from proxy.routing.quotas import Quota
 from proxy.routing.rests import Place, Rest, state_of
 from proxy.store import breakers, rests
 from proxy.store.engine import Reader
-from proxy.store.usage import Used, used, used_by_clients
+from proxy.store.usage import Used, used, used_by
 
 Record = CooldownRecord | LiftRecord | SwitchRecord | BreakerRecord
 
@@ -143,21 +143,19 @@ async def restore(
 
 
 async def restore_quotas(
-    connection: Reader, quotas: Quotas, clients: Iterable[Client], before: int
+    connection: Reader, quotas: Iterable[tuple[Holder, Quota]], before: int
 ) -> None:
-    """Let the clients' limits go on where the rows say that they were before ``before``."""
+    """Let quotas go on where the rows say that they were before ``before``."""
     now, at = monotonic(), now_ms()
-    by_seconds: dict[int, dict[str, Quota]] = {}
-    for client in clients:
-        if client.limits != UNLIMITED and client.revoked_at is None:
-            quota = quotas.of(client.id, client.limits)
-            for window in quota.windows.values():
-                by_seconds.setdefault(window.limit.seconds, {})[client.id] = quota
-    for seconds, of in by_seconds.items():
-        for use in await used_by_clients(connection, of, seconds, at):
+    asked: dict[tuple[str, int], dict[str, Quota]] = {}
+    for (whose, name), quota in quotas:
+        for window in quota.windows.values():
+            asked.setdefault((whose, window.limit.seconds), {})[name] = quota
+    for (scope, seconds), of in asked.items():
+        for use in await used_by(connection, scope, of, seconds, at):
             if use.timestamp < before:
                 when = now - max(0, at - use.timestamp) / 1000
-                of[use.client_id].replay(seconds, when, use.requests, use.tokens, now)
+                of[use.name].replay(seconds, when, use.requests, use.tokens, now)
 
 
 def _count_again(pool: KeyPool, use: Used, seconds: int, now: float, at: int) -> None:

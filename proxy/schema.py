@@ -31,6 +31,7 @@ from proxy.fields import (
     passwords,
     target,
 )
+from proxy.limiting import Limits
 
 ProviderType = Literal["groq", "gemini", "openrouter", "ollama", "cloudflare", "openai", "demo"]
 
@@ -332,6 +333,7 @@ class Settings(BaseSettings):
     models: dict[Annotated[str, Field(min_length=1)], Alias] = {}
     prices: dict[str, Price] = {}
     budgets: Budgets = []
+    limits: Limits = []
     routing: RoutingSettings = RoutingSettings()
     state: StateSettings = StateSettings()
     telemetry: TelemetrySettings = TelemetrySettings()

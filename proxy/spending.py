@@ -21,12 +21,14 @@ from proxy.clock import now_ms, rfc3339
 from proxy.errors import ErrorReason, GatewayError
 from proxy.keys import ClientKeys
 from proxy.ledger import Ledger
+from proxy.metering.attempt import Attribution
 from proxy.metering.pricing import Prices
 from proxy.schema import Settings
 from proxy.store.address import StoreError
 from proxy.store.engine import Store
 from proxy.store.events import EventRecord
 from proxy.store.leases import LeaseTable
+from proxy.tags import read
 from proxy.types import Caller, CallRecord, Demand, Headers, Plan, Target
 
 ASSUMED = 1024
@@ -83,7 +85,13 @@ class Spending:
         return [*self._budgets, *own]
 
     async def admit(
-        self, request_id: str, caller: Caller, plan: Plan, demand: Demand, answers: int
+        self,
+        request_id: str,
+        caller: Caller,
+        who: Attribution,
+        plan: Plan,
+        demand: Demand,
+        answers: int,
     ) -> tuple[Plan, Headers]:
         """What of the plan may be made, its estimate being reserved until the call's final row; and
         what the answer is to tell. ``answers`` is how many are asked for: an embedding is none.
@@ -91,7 +99,7 @@ class Spending:
         GatewayError: 429 where a hard budget is used up, 403 where nothing has a price and one
         needs it, 503 where a hard one cannot be asked.
         """
-        common = self._of(caller.client_id, caller.client)
+        common = self._of(caller.client_id, caller.client, who.user_id, who.tags)
         if not common and not self._scopes:
             return plan, []
         every = costs = await self._costs(plan, demand, answers)
@@ -126,21 +134,32 @@ class Spending:
                 reservation.release()
         return record
 
-    def _of(self, client_id: str | None, client: Client | None) -> tuple[Account, ...]:
-        """The budgets of a client's calls, whatever provider serves them: its own first, so that
-        who has nothing left takes nothing from what others share."""
+    def _of(
+        self,
+        client_id: str | None,
+        client: Client | None,
+        user_id: str | None,
+        tags: Iterable[str],
+    ) -> tuple[Account, ...]:
+        """The budgets of a call, whatever provider serves it: the client's own first, so that who
+        has nothing left takes nothing from what others share."""
         accounts = _NO_ACCOUNTS
         if client is not None and client.budgets:
             accounts += tuple(map(self.ledger.account, client.budgets))
-        if client_id is not None and self._scopes:
-            accounts += self._scopes.get(("client", client_id), _NO_ACCOUNTS)
-        return accounts + self._scopes.get(("all", ""), _NO_ACCOUNTS)
+        if self._scopes:
+            for scope, value in (("client", client_id), ("user", user_id)):
+                if value is not None:
+                    accounts += self._scopes.get((scope, value), _NO_ACCOUNTS)
+            for tag in tags:
+                accounts += self._scopes.get(("tag", tag), _NO_ACCOUNTS)
+            accounts += self._scopes.get(("all", ""), _NO_ACCOUNTS)
+        return accounts
 
     def _charges(
         self, record: CallRecord, held: Sequence[tuple[Account, Reservation]]
     ) -> tuple[Charge, ...]:
         client = None if record.client_id is None else self._keys.get(record.client_id)
-        accounts = self._of(record.client_id, client)
+        accounts = self._of(record.client_id, client, record.user_id, read(record.tags))
         accounts += self._of_provider(record.provider)
         charges = []
         for account in accounts:

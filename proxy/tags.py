@@ -17,6 +17,8 @@ LONGEST = 64
 LOOKED = 100
 """Entries of a list, with those that are no tags."""
 
+_TAGS = msgspec.json.Decoder(tuple[str, ...])
+
 
 def tags(told: Iterable[str]) -> tuple[str, ...]:
     """The tags in texts of which each has one or, between commas, several: each once, in order."""
@@ -38,6 +40,11 @@ def listed(value: Any) -> tuple[str, ...]:
     if isinstance(value, list | tuple):
         return tuple([each for each in value[:LOOKED] if isinstance(each, str)])
     return ()
+
+
+def read(kept: str | None) -> tuple[str, ...]:
+    """The tags that a row keeps."""
+    return () if kept is None else _TAGS.decode(kept)
 
 
 def written(found: tuple[str, ...]) -> str | None:

@@ -27,6 +27,11 @@ _MANY: TypeAdapter[list[BudgetSettings]] = TypeAdapter(Budgets)
         ({"scope": "provider"}, "value"),
         ({"value": "groq"}, "value"),
         ({"scope": "planet", "value": "earth"}, "provider"),
+        ({"scope": "user"}, "value"),
+        ({"scope": "user", "value": " ann"}, "user's id"),
+        ({"scope": "user", "value": "a" * 129}, "user's id"),
+        ({"scope": "tag", "value": "a,b"}, "no comma"),
+        ({"scope": "tag", "value": "a" * 65}, "64 characters"),
         ({"name": "two words"}, "letters"),
     ],
 )

@@ -310,6 +310,22 @@ def test_a_limit_that_cannot_be_is_named(text: str, capsys: pytest.CaptureFixtur
     assert "rpm, rph, rpd, tpm, tph, tpd, parallel, max_body, max_output_tokens" in err
 
 
+@pytest.mark.parametrize("text", ["20", "20/year", "-1/day", "/day", "20/day/firm", "many/day"])
+def test_a_budget_that_cannot_be_is_named(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["keys", "create", "ann", f"--budget={text}"])
+    assert f"got {text}" in capsys.readouterr().err
+
+
+def test_a_client_is_let_in_with_the_budgets_that_were_given(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked = ["--budget", "20/month", "--budget", "0.5/24h/soft"]
+    assert cli.main(["keys", "create", "ann", *asked]) == 0
+    assert cli.main(["keys", "list"]) == 0
+    assert capsys.readouterr().out.endswith("  everything  $20/month  $0.5/24h/soft\n")
+
+
 def test_a_client_is_let_in_with_the_limits_that_were_given(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

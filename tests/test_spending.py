@@ -11,6 +11,7 @@ import pytest_asyncio
 from proxy.budget import Budget
 from proxy.clients import Client
 from proxy.errors import ErrorReason, GatewayError
+from proxy.metering.attempt import Attribution
 from proxy.metering.pricing import Prices
 from proxy.schema import Price, Settings
 from proxy.spending import ASSUMED, Spending
@@ -23,7 +24,7 @@ from tests.test_ledger import Table
 
 CHEAP, DEAR, FREE, UNKNOWN = (Target("lab", name) for name in ("cheap", "dear", "free", "new"))
 OTHER = Target("other", "cheap")
-NOBODY = Caller()
+NOBODY, SOMEBODY = Caller(), Attribution()
 PRICES = {"*/cheap": 1, "*/dear": 2, "*/free": 0}
 DEMAND = Demand(tokens=0, max_tokens=100)  # 100,000 nano-dollars of the cheap one
 
@@ -50,10 +51,15 @@ class Office:
         self.spending.configure(Settings(budgets=named))
 
     async def admit(
-        self, *targets: Target, caller: Caller = NOBODY, demand: Demand = DEMAND, answers: int = 1
+        self,
+        *targets: Target,
+        caller: Caller = NOBODY,
+        who: Attribution = SOMEBODY,
+        demand: Demand = DEMAND,
+        answers: int = 1,
     ) -> tuple[Plan, list[tuple[bytes, bytes]]]:
         plan = Plan("fast", targets, instead={ErrorReason.CONTEXT_LENGTH: (OTHER, UNKNOWN)})
-        return await self.spending.admit("r", caller, plan, demand, answers)
+        return await self.spending.admit("r", caller, who, plan, demand, answers)
 
     @property
     def reserved(self) -> int:
@@ -188,6 +194,22 @@ async def test_a_client_pays_of_its_own_budgets(tasks: asyncio.TaskGroup) -> Non
     assert await office.admit(CHEAP, caller=Caller("ck-3"))
     assert office.spending.settle(record(1, client_id="ck-3")).charges == ()
     assert [each.id for each in office.spending.budgets()] == ["b", "ck-1-1"]
+
+
+async def test_a_call_pays_of_the_budgets_of_its_user_and_of_its_tags(
+    tasks: asyncio.TaskGroup,
+) -> None:
+    scopes = [("user", "ann"), ("tag", "nightly"), ("tag", "team-a"), ("client", "ann")]
+    budgets = [{"name": f"{s}-{v}", "scope": s, "value": v} for s, v in scopes]
+    office = Office(tasks, *budgets, left=10**9)
+    await office.admit(CHEAP, who=Attribution(user_id="ann", tags=("team-a", "x", "nightly")))
+    paid = office.spending.settle(record(1, user_id="ann", tags='["team-a","x","nightly"]')).charges
+    assert [charge.account.split()[0] for charge in paid] == [
+        *("user-ann", "tag-team-a", "tag-nightly"),
+    ]
+    assert None not in [charge.lease for charge in paid]
+    await office.admit(CHEAP, who=Attribution(user_id="bo", tags=("NIGHTLY",)))
+    assert office.spending.settle(record(1, user_id="bo", tags='["NIGHTLY"]')).charges == ()
 
 
 async def test_a_cost_that_is_not_known_yet_is_taken_as_estimated(tasks: asyncio.TaskGroup) -> None:

@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from proxy.api.body import bad, told
 from proxy.api.budgets import terms
-from proxy.budget import NANO, Budget
-from proxy.budgeting import KeyBudget
+from proxy.budget import NANO
+from proxy.budgeting import KeyBudget, of_client
 from proxy.clients import Client, ClientLimits
 from proxy.clock import now_ms, rfc3339
 from proxy.errors import ErrorReason, GatewayError
@@ -87,7 +87,9 @@ class _Clients:
     async def create(self, request: Request) -> dict[str, Any]:
         asked = await told(request, NewKey)
         client = new_client(**_terms(asked))
-        client = msgspec.structs.replace(client, budgets=_budgets(asked, client.id, client.name))
+        client = msgspec.structs.replace(
+            client, budgets=of_client(asked.budgets, client.id, client.name)
+        )
         with self._keeping():
             key = await self._keys.create(client)
         return {"key": key, **_shown(client)}
@@ -98,7 +100,7 @@ class _Clients:
         terms = _terms(asked)
         client = self._keys.get(client_id)
         if client is not None and "budgets" in asked.model_fields_set:
-            terms["budgets"] = _budgets(asked, client_id, terms.get("name", client.name))
+            terms["budgets"] = of_client(asked.budgets, client_id, terms.get("name", client.name))
         with self._keeping():
             if terms:
                 await self._keys.change(client_id, terms)
@@ -231,10 +233,6 @@ def _terms(asked: Terms) -> dict[str, Any]:
             raise bad("limits", str(error)) from None
     lists = {name: tuple(terms[name]) for name in ("models", "providers", "tags") if name in terms}
     return terms | lists
-
-
-def _budgets(asked: Terms, client_id: str, name: str) -> tuple[Budget, ...]:
-    return tuple(each.of(client_id, name, place) for place, each in enumerate(asked.budgets, 1))
 
 
 def _shown(client: Client) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from itertools import chain
 import msgspec
 
 from proxy.clients import Client
+from proxy.limiting import LONGEST_USER
 from proxy.metering.attempt import Attribution
 from proxy.relay.inbound import Inbound
 from proxy.tags import tags
@@ -40,7 +41,6 @@ _WANTED = frozenset(
         MAX_COST,
     )
 )
-_LONGEST = 128
 _TRACE = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 
 TOOLS = (
@@ -120,12 +120,12 @@ def _masked(text: str, redact: Callable[[str], str]) -> str | None:
 
 
 def _short(text: str) -> str | None:
-    return text.strip()[:_LONGEST].replace("\x00", "") or None
+    return text.strip()[:LONGEST_USER].replace("\x00", "") or None
 
 
 @lru_cache(maxsize=256)
 def _tool(agent: bytes) -> str | None:
-    text = agent[:_LONGEST].decode("latin-1").lower()
+    text = agent[:LONGEST_USER].decode("latin-1").lower()
     return next((tool for start, tool in TOOLS if text.startswith(start)), None)
 
 

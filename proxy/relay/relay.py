@@ -124,7 +124,7 @@ class Relay:
         self.in_flight += 1
         watch = ClientWatch(receive, partial(self._drains.linger, meter))
         outbound: Outbound | None = None
-        entry = None if caller.client is None else self._gate.entry(caller.client)
+        entry = self._gate.entry(caller.client)
         if entry is not None:
             meter.over, send = entry.end, entry.telling(send)
         try:
@@ -220,9 +220,9 @@ class Relay:
             now = monotonic()  # the catalogue may have been asked
         made = answers(inbound, operation)
         if entry is not None:
-            await entry.admit(made, demand.tokens, asked)
+            await entry.admit(who, made, demand.tokens, asked)
         if self._admit is not None:
-            plan, meter.told = await self._admit(meter.request_id, caller, plan, demand, made)
+            plan, meter.told = await self._admit(meter.request_id, caller, who, plan, demand, made)
         longest = max(routes.providers[target.provider].first_byte for target in plan.targets)
         routes.retries.request(now)
         return Call(operation, inbound, fields, demand, plan, meter, now, now + longest, now)

@@ -1,4 +1,4 @@
-"""What each client may use: requests and tokens in windows, and calls at a time.
+"""What a client, a user or a tag may use: requests and tokens in windows, and calls at a time.
 
 The counters are those of the keys. A call is counted as it comes in, its tokens by an estimate; as
 it ends they are corrected by what it used, and all of it is given back if nobody was asked.
@@ -14,6 +14,7 @@ from typing import Literal
 import msgspec
 
 from proxy.clients import UNLIMITED, ClientLimits
+from proxy.limiting import Holder
 from proxy.routing.counters import admit
 from proxy.routing.limits import DAY, HOUR, MINUTE, Counter, Limit, Sliding, Slots
 
@@ -79,7 +80,7 @@ class Use(msgspec.Struct, eq=False):
 
 
 class Quota:
-    """What one client may use, and has used. ``windows`` bear the names of their limits."""
+    """What one of them may use, and has used. ``windows`` bear the names of their limits."""
 
     def __init__(self, owner: str) -> None:
         self.limits = UNLIMITED
@@ -182,17 +183,17 @@ class Quota:
 
 
 class Quotas:
-    """The quotas of all clients that this process has met."""
+    """The quotas of all that this process has met."""
 
     def __init__(self) -> None:
-        self._of: dict[str, Quota] = {}
+        self._of: dict[Holder, Quota] = {}
         self._part = 1.0
 
-    def of(self, client_id: str, limits: ClientLimits) -> Quota:
-        """A client's quota, by the limits that it has now."""
-        quota = self._of.get(client_id)
+    def of(self, holder: Holder, limits: ClientLimits) -> Quota:
+        """The quota of somebody, by the limits that there are now."""
+        quota = self._of.get(holder)
         if quota is None:
-            quota = self._of[client_id] = Quota(f"client:{client_id}")
+            quota = self._of[holder] = Quota(":".join(holder))
         if quota.limits is not limits:
             quota.allow(limits, self._part)
         return quota

@@ -34,6 +34,9 @@ from proxy.sharing.link import (
 from proxy.sharing.outbox import Outbox
 from proxy.sharing.types import Denial, Granted, Rest, Settlement, WindowClaim
 
+PATIENCE = 0.05
+"""Seconds that one round trip may take, where nobody says otherwise."""
+
 REFRESH_SECONDS = 1.0
 """How often the rests are read, and this node says that it is alive."""
 
@@ -68,7 +71,7 @@ class Shared:
         url: str,
         *,
         prefix: str = "tollkeeper",
-        timeout: float = 0.05,
+        timeout: float | None = None,
         changed: Callable[[list[Rest]], None],
         away: Callable[[int], None],
         back: Callable[[], None],
@@ -76,7 +79,7 @@ class Shared:
         """Raises ValueError where ``url`` is no address; the message does not show it."""
         client(url)
         self._url = url
-        self._timeout = timeout
+        self._timeout = PATIENCE if timeout is None else timeout
         self._changed, self._away, self._back = changed, away, back
         self._calls = Calls(prefix)
         self._node = os.urandom(8).hex()

@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from proxy.budget import SCOPES, Budget
 from proxy.periods import Window
 from proxy.store.tables import api_calls, budget_leases, budget_windows
+from proxy.store.tags import tagged
 from proxy.types import CallRecord
 
 DEAREST = 10**15
@@ -126,4 +127,8 @@ async def _known(connection: AsyncConnection, budget: Budget, at: int) -> tuple[
 
 def _counted(budget: Budget) -> ColumnElement[bool]:
     column = SCOPES[budget.scope]
-    return true() if column is None else _calls[column] == budget.value
+    if column is None:
+        return true()
+    if column == "tags":
+        return tagged(_calls.tags, [budget.value])
+    return _calls[column] == budget.value

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, case, func, select
+from sqlalchemy import ColumnElement, case, func, select, true
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from proxy.errors import ErrorReason
 from proxy.store.sources import total
 from proxy.store.tables import api_calls
+from proxy.store.tags import each
 
 _GRAINS = {60: 1000, 3600: 60_000, 86_400: 60_000}
 """By the seconds of a window, the milliseconds whose calls are counted as one."""
@@ -54,37 +55,41 @@ async def used(connection: AsyncConnection, seconds: int, now: int) -> Sequence[
     ]
 
 
-class UsedByClient(NamedTuple):
-    """A client's calls made about ``timestamp`` (UTC milliseconds)."""
+class UsedBy(NamedTuple):
+    """Calls of a client, for a user or with a tag, made about ``timestamp`` (UTC milliseconds)."""
 
-    client_id: str
+    name: str
     timestamp: int
     requests: int
     tokens: int
 
 
-async def used_by_clients(
-    connection: AsyncConnection, clients: Collection[str], seconds: int, now: int
-) -> Sequence[UsedByClient]:
-    """What these used in the last ``seconds`` (60, 3,600 or 86,400), the oldest first.
+async def used_by(
+    connection: AsyncConnection, scope: str, names: Collection[str], seconds: int, now: int
+) -> Sequence[UsedBy]:
+    """What these (``scope``: client, user or tag) used in the last ``seconds`` (60, 3,600 or
+    86,400), the oldest first.
 
     A request is one whatever it took; its tokens are those of all its attempts.
     """
     table = api_calls.c
+    tag = each(table.tags)
+    named = {"client": table.client_id, "user": table.user_id, "tag": tag.c.value}[scope]
     oldest = func.min(table.timestamp)
     requests = func.count(case((table.is_final, 1)))
     query = (
-        select(table.client_id, oldest, requests, func.coalesce(func.sum(table.total_tokens), 0))
+        select(named, oldest, requests, func.coalesce(func.sum(table.total_tokens), 0))
+        .select_from(api_calls.join(tag, true()) if scope == "tag" else api_calls)
         .where(
             table.timestamp >= now - seconds * 1000,
             table.status != "rejected",
-            table.client_id.in_(clients),
+            named.in_(names),
         )
-        .group_by(table.client_id, _grain(connection, _GRAINS[seconds]))
+        .group_by(named, _grain(connection, _GRAINS[seconds]))
         .order_by(oldest)
     )
     rows = await connection.execute(query)
-    return [UsedByClient(client, at, int(made), int(tokens)) for client, at, made, tokens in rows]
+    return [UsedBy(name, at, int(made), int(tokens)) for name, at, made, tokens in rows]
 
 
 def _grain(connection: AsyncConnection, milliseconds: int) -> ColumnElement[int]:

@@ -12,11 +12,13 @@ from proxy.clients import Client, ClientLimits
 from proxy.clock import monotonic
 from proxy.duration import duration
 from proxy.errors import ErrorReason, GatewayError
-from proxy.metering.attempt import Asked
+from proxy.metering.attempt import Asked, Attribution
 from proxy.relay.gate import Entry, Gate
 from proxy.routing.limits import MINUTE
 from proxy.sharing.types import Denial, Granted, WindowClaim
 from proxy.types import Fault
+
+WHO = Attribution()
 
 
 class State:
@@ -92,6 +94,33 @@ def test_who_has_no_limits_has_no_entry() -> None:
     assert Gate(None).entry(Client("ck-1", "ann", 0, limits=ClientLimits())) is None
 
 
+async def test_a_user_and_a_tag_have_limits_of_their_own() -> None:
+    gate = Gate(None)
+    assert gate.entry(None) is None
+    gate.configure({("user", "ann"): ClientLimits(rpm=2), ("tag", "x"): ClientLimits(tpm=90)})
+    client = Client("ck-1", "ann", 0, limits=ClientLimits(rpm=5))
+    for by, tokens in ((None, "60"), (client, "30")):
+        entry = gate.entry(by)
+        assert entry is not None
+        await entry.admit(Attribution(user_id="ann", tags=("y", "x")), 1, 20, Asked(max_tokens=10))
+        head = await told(entry)
+        left = [head[f"x-ratelimit-remaining-{kind}"] for kind in ("requests", "tokens")]
+        assert left == [str(int(tokens) // 60), tokens]  # of the tightest
+    late = gate.entry(client)
+    assert late is not None
+    with pytest.raises(GatewayError, match="for the user 'ann': requests per minute"):
+        await late.admit(Attribution(user_id="ann"), 1, 1, Asked(max_tokens=1))
+    late.end(meter(sent=False))  # what the client's own limit counted comes back
+    assert gate._quotas.of(("client", "ck-1"), client.limits).windows["rpm"].used == 1
+    other = gate.entry(None)
+    assert other is not None
+    await other.admit(Attribution(user_id="bo"), 1, 1, Asked())
+    assert await told(other) == {}
+    gate.configure({("tag", "x"): ClientLimits(max_output_tokens=5)})
+    with pytest.raises(GatewayError, match="The tag 'x' may ask for 5 output tokens at most"):
+        await other.admit(Attribution(tags=("x",)), 1, 1, Asked(max_tokens=6))
+
+
 def test_the_smaller_limit_of_a_body_holds() -> None:
     gate = Gate(None)
     assert enter(gate, max_body=10).body(99) == 10
@@ -106,20 +135,20 @@ def test_the_smaller_limit_of_a_body_holds() -> None:
 async def test_no_more_output_may_be_asked_for(answers: int, most: int | None, goes: bool) -> None:
     entry = enter(Gate(None), max_output_tokens=100, rpm=5)
     if goes:
-        await entry.admit(answers, 1, Asked(max_tokens=most))
+        await entry.admit(WHO, answers, 1, Asked(max_tokens=most))
         return
     with pytest.raises(GatewayError, match="100 output tokens at most") as refused:
-        await entry.admit(answers, 1, Asked(max_tokens=most))
+        await entry.admit(WHO, answers, 1, Asked(max_tokens=most))
     assert (refused.value.status, refused.value.param) == (400, "max_tokens")
     assert (await told(entry))["x-ratelimit-remaining-requests"] == "5"
 
 
 async def test_over_a_limit_the_answer_says_which_and_when_there_is_room() -> None:
     gate = Gate(None)
-    await enter(gate, tpm=100).admit(1, 80, Asked(max_tokens=5))
+    await enter(gate, tpm=100).admit(WHO, 1, 80, Asked(max_tokens=5))
     late = enter(gate, tpm=100)
     with pytest.raises(GatewayError) as found:
-        await late.admit(1, 20, Asked(max_tokens=10))
+        await late.admit(WHO, 1, 20, Asked(max_tokens=10))
     error = found.value
     assert (error.status, error.reason, error.code) == (
         *(429, ErrorReason.RATE_LIMIT),
@@ -153,12 +182,12 @@ async def test_what_a_call_leaves_behind(ended: Any, requests: int, tokens: int)
     gate = Gate(state)  # type: ignore[arg-type]
     limits = {"rpm": 9, "tpm": 100, "parallel": 1}
     entry = enter(gate, **limits)
-    await entry.admit(1, 50, Asked(max_tokens=10))
+    await entry.admit(WHO, 1, 50, Asked(max_tokens=10))
     (claims,) = state.claims
     assert [(each.limit, each.seconds, each.cost) for each in claims] == [(9, 60, 1), (100, 60, 60)]
     entry.end(ended)
     entry.end(ended)
-    quota = gate.quotas.of("ck-1", ClientLimits(**limits))
+    quota = gate._quotas.of(("client", "ck-1"), ClientLimits(**limits))
     assert (quota.windows["rpm"].used, quota.windows["tpm"].used) == (requests, tokens)
     assert quota.slots.used == 0
     assert state.settled == [("requests:60", requests - 1, 7), ("tokens:60", tokens - 60, 7)]
@@ -171,7 +200,7 @@ async def test_what_others_have_used_up_is_refused_and_not_asked_for_again() -> 
     for asks in (1, 1):
         entry = enter(gate, rpm=9, parallel=1)
         with pytest.raises(GatewayError, match="limit 9, used 9") as found:
-            await entry.admit(1, 1, Asked())
+            await entry.admit(WHO, 1, 1, Asked())
         assert found.value.retry_after == 30
         assert len(state.claims) == asks
         entry.end(meter(sent=False))
@@ -184,9 +213,9 @@ async def test_where_others_used_the_tokens_a_smaller_call_may_still_go() -> Non
     gate = Gate(state)  # type: ignore[arg-type]
     state.denials.append(Denial("client:ck-1:tokens:60", 30.0, None))
     with pytest.raises(GatewayError, match=r"limit 100, used 41, this call needs about 60") as late:
-        await enter(gate, tpm=100).admit(1, 50, Asked(max_tokens=10))
+        await enter(gate, tpm=100).admit(WHO, 1, 50, Asked(max_tokens=10))
     assert late.value.retry_after == 30
-    await enter(gate, tpm=100).admit(1, 5, Asked(max_tokens=5))
+    await enter(gate, tpm=100).admit(WHO, 1, 5, Asked(max_tokens=5))
 
 
 async def test_what_is_left_is_told_of_what_all_use_together() -> None:
@@ -194,7 +223,7 @@ async def test_what_is_left_is_told_of_what_all_use_together() -> None:
     state.others = 4
     gate = Gate(state)  # type: ignore[arg-type]
     entry = enter(gate, rpm=9)
-    await entry.admit(1, 1, Asked())
+    await entry.admit(WHO, 1, 1, Asked())
     assert (await told(entry))["x-ratelimit-remaining-requests"] == "4"
     gate.away(1)
     assert (await told(entry))["x-ratelimit-remaining-requests"] == "8"
@@ -205,29 +234,29 @@ async def test_where_the_state_is_away_each_has_its_part() -> None:
     gate = Gate(state)  # type: ignore[arg-type]
     state.available = False
     gate.away(2)
-    await enter(gate, rpm=2).admit(1, 1, Asked())
+    await enter(gate, rpm=2).admit(WHO, 1, 1, Asked())
     with pytest.raises(GatewayError):
-        await enter(gate, rpm=2).admit(1, 1, Asked())
+        await enter(gate, rpm=2).admit(WHO, 1, 1, Asked())
     gate.back()
-    await enter(gate, rpm=2).admit(1, 1, Asked())
+    await enter(gate, rpm=2).admit(WHO, 1, 1, Asked())
     assert not state.claims
 
 
 async def test_who_leaves_while_it_is_claimed_holds_nothing() -> None:
     gate = Gate(State())  # type: ignore[arg-type]
     entry = enter(gate, rpm=9, parallel=1)
-    task = asyncio.ensure_future(entry.admit(1, 1, Asked()))
+    task = asyncio.ensure_future(entry.admit(WHO, 1, 1, Asked()))
     await asyncio.sleep(0)
     task.cancel()
     await asyncio.wait([task])
     entry.end(meter(sent=False))
-    await enter(gate, rpm=9, parallel=1).admit(1, 1, Asked())
+    await enter(gate, rpm=9, parallel=1).admit(WHO, 1, 1, Asked())
 
 
 async def test_what_is_counted_is_told_to_a_state_that_begins() -> None:
     gate = Gate(None)
-    await enter(gate, rpm=9, tpm=100).admit(1, 50, Asked(max_tokens=10))
-    gate.quotas.of("ck-1", ClientLimits(rpm=9, tpm=100)).replay(
+    await enter(gate, rpm=9, tpm=100).admit(WHO, 1, 50, Asked(max_tokens=10))
+    gate._quotas.of(("client", "ck-1"), ClientLimits(rpm=9, tpm=100)).replay(
         *(MINUTE, monotonic() - 30), *(2, 20), monotonic()
     )
     known = {(use.name, use.seconds): 0 for use in gate.known()}
@@ -242,11 +271,11 @@ async def test_calls_at_a_time_are_those_of_all_who_share_the_state() -> None:
     entry = enter(gate, parallel=1)
     state.free_slots = 0
     with pytest.raises(GatewayError, match=r"\(parallel\): limit 1, used 1"):
-        await entry.admit(1, 1, Asked())
+        await entry.admit(WHO, 1, 1, Asked())
     entry.end(meter(sent=False))
     state.free_slots = 1
     entry = enter(gate, parallel=1)
-    await entry.admit(1, 1, Asked())
+    await entry.admit(WHO, 1, 1, Asked())
     assert len(state.slots) == 1
     entry.end(meter())
     entry.end(meter())
@@ -259,7 +288,7 @@ async def test_what_is_refused_by_a_window_holds_no_slot() -> None:
     state.denials.append(Denial("client:ck-1:requests:60", 30.0, None))
     entry = enter(gate, rpm=9, parallel=1)
     with pytest.raises(GatewayError):
-        await entry.admit(1, 1, Asked())
+        await entry.admit(WHO, 1, 1, Asked())
     entry.end(meter(sent=False))
     assert not state.slots
 
@@ -267,5 +296,5 @@ async def test_what_is_refused_by_a_window_holds_no_slot() -> None:
 async def test_embeddings_have_no_answer_to_be_counted() -> None:
     state = State()
     entry = enter(Gate(state), tpm=1000)  # type: ignore[arg-type]
-    await entry.admit(0, 50, Asked())
+    await entry.admit(WHO, 0, 50, Asked())
     assert [claim.cost for claim in state.claims[0]] == [50]

@@ -214,7 +214,7 @@ class Call:
 
     @property
     def quota(self) -> Quota:
-        return self.gate.quotas.of(CLIENT.id, CLIENT.limits)
+        return self.gate._quotas.of(("client", CLIENT.id), CLIENT.limits)
 
     @property
     def row(self) -> CallRecord:

@@ -16,7 +16,7 @@ ORIGIN = 5000.0
 
 
 def quota(**limits: int) -> Quota:
-    return Quotas().of("ck-1", ClientLimits(**limits))
+    return Quotas().of(("client", "ck-1"), ClientLimits(**limits))
 
 
 def taken(found: Use | Shortage) -> Use:
@@ -138,25 +138,25 @@ def test_what_others_used_up_is_told_as_such() -> None:
 
 def test_what_was_counted_stays_when_a_limit_gets_another_amount() -> None:
     quotas = Quotas()
-    mine = quotas.of("ck-1", ClientLimits(rpm=2))
+    mine = quotas.of(("client", "ck-1"), ClientLimits(rpm=2))
     use = taken(mine.take(ORIGIN, 0))
-    assert quotas.of("ck-1", ClientLimits(rpm=3, parallel=1)) is mine
+    assert quotas.of(("client", "ck-1"), ClientLimits(rpm=3, parallel=1)) is mine
     assert (mine.windows["rpm"].used, mine.windows["rpm"].room) == (1, 3)
     assert refused(mine.take(ORIGIN, 0)).limit == "parallel"
     use.end(None)
     taken(mine.take(ORIGIN, 0))
-    quotas.of("ck-1", ClientLimits())
+    quotas.of(("client", "ck-1"), ClientLimits())
     assert (mine.windows, mine.slots.amount) == ({}, sys.maxsize)
 
 
 def test_a_part_of_each_limit_is_kept_to_while_others_cannot_be_asked() -> None:
     quotas = Quotas()
     limits = ClientLimits(rpm=10, parallel=5)
-    mine = quotas.of("ck-1", limits)
+    mine = quotas.of(("client", "ck-1"), limits)
     quotas.share(1 / 4)
-    assert quotas.of("ck-1", limits) is mine
+    assert quotas.of(("client", "ck-1"), limits) is mine
     assert (mine.windows["rpm"].room, mine.slots.amount) == (2, 1)
-    assert quotas.of("ck-2", ClientLimits(rpm=8)).windows["rpm"].room == 2
+    assert quotas.of(("client", "ck-2"), ClientLimits(rpm=8)).windows["rpm"].room == 2
     quotas.share(1.0)
     assert (mine.windows["rpm"].room, mine.slots.amount) == (10, 5)
 
@@ -187,7 +187,7 @@ def test_in_any_order_no_more_are_under_way_than_may_and_none_at_the_end(
     events: list[tuple[Any, ...]],
 ) -> None:
     quotas, now, parallel = Quotas(), ORIGIN, 3
-    mine = quotas.of("ck-1", ClientLimits(rpm=6, tpm=200, parallel=parallel))
+    mine = quotas.of(("client", "ck-1"), ClientLimits(rpm=6, tpm=200, parallel=parallel))
     uses: list[Use] = []
     for event in events:
         match event:
@@ -203,7 +203,7 @@ def test_in_any_order_no_more_are_under_way_than_may_and_none_at_the_end(
             case "wait", seconds:
                 now += seconds
             case "limit", parallel:
-                quotas.of("ck-1", ClientLimits(rpm=6, tpm=200, parallel=parallel))
+                quotas.of(("client", "ck-1"), ClientLimits(rpm=6, tpm=200, parallel=parallel))
         assert mine.slots.used == sum(not use.over for use in uses)
         assert all(window.used >= 0 for window in mine.windows.values())
     for use in uses:

@@ -195,6 +195,30 @@ async def test_a_client_spends_its_own_budget_and_no_others(
     assert denied.status_code == 403
 
 
+async def test_a_user_and_a_tag_spend_their_own_budgets_and_no_others(
+    upstream: Upstream, start: Start
+) -> None:
+    of_ann = budget(2, name="ann", scope="user", value="ann")
+    nightly = budget(3, name="jobs", scope="tag", value="nightly", period="24h")
+    gateway = await start(configuration(upstream, of_ann, nightly))
+    by_ann, by_job = {"x-user-id": "ann"}, {"x-tags": "team-a, nightly"}
+    answers = [await ask(gateway, headers=by_ann), await ask(gateway, user="ann")]
+    answers += [await ask(gateway, headers=by_ann), await ask(gateway, user="bo")]
+    assert [answer.status_code for answer in answers] == [200, 200, 429, 200]
+    assert "'ann'" in answers[2].json()["error"]["message"]
+    answers = [await ask(gateway, headers=by_job) for _ in range(3)]
+    answers += [await ask(gateway, headers=by_job), await ask(gateway, metadata={"tags": "x"})]
+    assert [answer.status_code for answer in answers] == [200, 200, 200, 429, 200]
+    await settled(gateway, 7)
+    assert (await audit(gateway, "ann"))["calls"] == 2
+    assert (await audit(gateway, "jobs"))["calls"] == 3
+    listed = (await gateway.client.get("/stats/budgets")).json()["data"]
+    assert [(each["scope"], each["value"], each["state"]) for each in listed] == [
+        ("user", "ann", "used_up"),
+        ("tag", "nightly", "used_up"),
+    ]
+
+
 async def test_a_model_without_a_price_is_refused_unless_that_is_allowed(
     upstream: Upstream, start: Start
 ) -> None:

@@ -18,6 +18,7 @@ from openai import AsyncOpenAI, RateLimitError
 from proxy import clientele
 from proxy.keys import new_client
 from proxy.schema import Settings
+from proxy.sharing import shared
 from tests.gateway import Gateway, lab, running
 from tests.redis_server import own_keys, some_server
 from tests.scenarios.test_workers import workers
@@ -232,6 +233,40 @@ async def test_after_a_restart_it_goes_on_from_the_rows(tmp_path: Path) -> None:
             assert (await ask(gateway, made)).status_code == 429
 
 
+async def test_a_user_and_a_tag_have_limits_of_their_own_also_after_a_restart(
+    tmp_path: Path,
+) -> None:
+    limits = [
+        {"scope": "user", "value": "ann", "rpm": 3},
+        {"scope": "tag", "value": "nightly", "rph": 2},
+    ]
+    by_ann, by_job = {"x-user-id": "ann"}, {"x-tags": "team-a, nightly"}
+    async with upstream_server() as upstream:
+        upstream.script = completion("Hi", prompt=20, output=10)
+        whole = config(upstream) | {"limits": limits}
+        async with running(tmp_path, whole) as gateway:
+            first = await gateway.chat("lab/json", headers=by_ann)
+            second = await gateway.chat("lab/json", user="ann")  # as the body says
+            third = await gateway.chat("lab/json", headers=by_job)
+            assert [told(each)["remaining-requests"] for each in (first, second, third)] == [
+                *("2", "1", "1"),
+            ]
+            assert told(await gateway.chat("lab/json")) == {}
+            for each in (first, second, third):
+                await gateway.attempt(each.headers["x-request-id"])
+        async with running(tmp_path, whole) as gateway:
+            answers = [await gateway.chat("lab/json", headers=by_ann) for _ in range(2)]
+            answers += [await gateway.chat("lab/json", headers=by_job) for _ in range(2)]
+            assert [each.status_code for each in answers] == [200, 429, 200, 429]
+            assert "for the tag 'nightly'" in answers[3].json()["error"]["message"]
+            row = await gateway.attempt(answers[1].headers["x-request-id"])
+            assert (row["status"], row["error_reason"], row["user_id"]) == (
+                *("rejected", "rate_limit", "ann"),
+            )
+            both = await gateway.chat("lab/json", headers=by_job, user="bo")
+            assert both.status_code == 429
+
+
 async def shared_by_all(
     clients: list[httpx.AsyncClient], upstream: Upstream, rate: str, parallel: str
 ) -> None:
@@ -281,7 +316,12 @@ async def test_limits_hold_for_all_workers_together(tmp_path: Path) -> None:
             await shared_by_all([*(await gateway.each()).values()], upstream, rate, parallel)
 
 
-async def test_limits_hold_for_all_gateways_with_one_redis(tmp_path: Path) -> None:
+async def test_limits_hold_for_all_gateways_with_one_redis(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Both gateways are in this process: on a busy machine each waits for the other, and would go
+    # on without Redis.
+    monkeypatch.setattr(shared, "PATIENCE", 5.0)
     auth = {"master_key": MASTER, "secret": "s" * 32}
     with some_server() as url:
         async with (

@@ -1,0 +1,68 @@
+"""Limits of users and tags as they are written in the configuration. Clients have theirs with
+their keys."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from proxy.clients import ClientLimits
+from proxy.fields import Lower, Part
+from proxy.tags import LONGEST, tags
+
+LONGEST_USER = 128
+"""Characters of a user's id; the rest is cut off."""
+
+Most = Annotated[int, Field(ge=1, le=10**12)]
+Holder = tuple[Literal["client", "user", "tag"], str]
+"""Whose calls are limited: a scope, and an id or a tag."""
+
+
+class LimitSettings(Part):
+    """What the calls for one user, or with one tag, may use together; None: as much as they
+    like."""
+
+    scope: Annotated[Literal["user", "tag"], Lower]
+    value: Annotated[str, Field(min_length=1)]
+    rpm: Most | None = None
+    rph: Most | None = None
+    rpd: Most | None = None
+    tpm: Most | None = None
+    tph: Most | None = None
+    tpd: Most | None = None
+    parallel: Most | None = None
+    max_output_tokens: Most | None = None
+
+    @property
+    def holder(self) -> Holder:
+        return self.scope, self.value
+
+    @property
+    def limits(self) -> ClientLimits:
+        return ClientLimits(**self.model_dump(exclude={"scope", "value"}))
+
+    @model_validator(mode="after")
+    def _sayable(self) -> Self:
+        said(self.scope, self.value)
+        if self.limits == ClientLimits():
+            raise ValueError("no limit is named: one of rpm, rph, rpd, tpm, tph, tpd, parallel")
+        return self
+
+
+def said(scope: str, value: str) -> None:
+    """ValueError where no call can have such a user, or such a tag."""
+    if scope == "tag" and tags((value,)) != (value,):
+        raise ValueError(f"value: a tag has up to {LONGEST} characters, and no comma")
+    if scope == "user" and not 0 < len(value.strip()) == len(value) <= LONGEST_USER:
+        raise ValueError(f"value: a user's id has up to {LONGEST_USER} characters")
+
+
+def _distinct(limits: list[LimitSettings]) -> list[LimitSettings]:
+    names = [" ".join(each.holder) for each in limits]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"one entry for each user and tag (twice: {', '.join(twice)})")
+    return limits
+
+
+Limits = Annotated[list[LimitSettings], AfterValidator(_distinct)]
