@@ -160,6 +160,11 @@ def cost_at(usage: Usage, level: Level) -> int | None:
         (usage.output_image_tokens, level.output_image),
         (usage.reasoning_tokens, level.reasoning),
     )
+    return _rounded(paid_in, paid_out)
+
+
+def _rounded(paid_in: int | None, paid_out: int | None) -> int | None:
+    """The sum of both sides, each a million times what it costs."""
     if paid_in is None or paid_out is None:
         return None
     paid = (paid_in + paid_out + _PER_MILLION // 2) // _PER_MILLION
@@ -179,9 +184,10 @@ def _side(
         return _product(total, rate)
     left, paid = total, 0
     for count, share_rate in shares:
-        taken = min(max(count or 0, 0), left)
-        left -= taken
-        paid += taken * (rate if share_rate is None else share_rate)
+        if count and count > 0:
+            taken = min(count, left)
+            left -= taken
+            paid += taken * (rate if share_rate is None else share_rate)
     return paid + left * rate
 
 
@@ -261,9 +267,15 @@ class Prices:
     def estimate(self, target: Target, given: int, made: int) -> int | None:
         """Nano-dollars of so many tokens of a prompt and an answer; None where nobody knows, or the
         catalogue has yet to be asked."""
-        usage = Usage(input_tokens=given, output_tokens=made, total_tokens=given + made)
-        quote = self.quote(target.provider, target.model, usage)
-        return None if quote is None else quote.cost_nano_usd
+        rates = self._configured(target.provider, target.model, None)
+        if rates is None and self._references.get(target.provider):
+            rates, until = self._listed.get((target.provider, target.model), (None, 0.0))
+            if until < monotonic():
+                return None
+        if rates is None:
+            return None
+        level = rates.level(given)
+        return _rounded(_product(given, level.input), _product(made, level.output))
 
     def rates(self, provider: str, model: str, key: str | None = None) -> Rates | None:
         """What is known now about a model's price with a key; never asks the catalogue."""

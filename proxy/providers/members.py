@@ -19,8 +19,8 @@ def number(value: Any) -> int | None:
 
 def tokens(value: Any) -> int | None:
     """A count of tokens that one call can have, else None."""
-    count = number(value)
-    return count if count is None or count <= MOST_TOKENS else None
+    count = value if type(value) is int else number(value)
+    return count if count is not None and 0 <= count <= MOST_TOKENS else None
 
 
 def text(value: Any) -> str | None:
@@ -36,4 +36,8 @@ def inner(entry: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 def first(entry: Mapping[str, Any], *names: str) -> int | None:
     """The first of the members that is a count of tokens; 0 is one, null is none."""
-    return next((count for name in names if (count := tokens(entry.get(name))) is not None), None)
+    for name in names:
+        value = entry.get(name)
+        if value is not None and (count := tokens(value)) is not None:
+            return count
+    return None

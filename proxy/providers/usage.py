@@ -42,7 +42,8 @@ def count(raw: Mapping[str, Any]) -> Usage:
     ``cost`` is US dollars where a provider sends it. Some tell shares that cannot be (OpenRouter
     has sent more reasoning than output), so a share is never more than its whole.
     """
-    given, made = _details(raw, "prompt", "input"), _details(raw, "completion", "output")
+    given = inner(raw, "prompt_tokens_details") or inner(raw, "input_tokens_details")
+    made = inner(raw, "completion_tokens_details") or inner(raw, "output_tokens_details")
     told = _told(raw, given, made)
     input_tokens, output_tokens = _whole(told)
     total = told.total
@@ -57,17 +58,12 @@ def count(raw: Mapping[str, Any]) -> Usage:
         cached_tokens=read,
         cache_write_tokens=written,
         reasoning_tokens=_share(told.thought, output_tokens),
-        input_audio_tokens=_share(tokens(given.get("audio_tokens")), input_tokens),
-        output_audio_tokens=_share(tokens(made.get("audio_tokens")), output_tokens),
-        input_image_tokens=_share(tokens(given.get("image_tokens")), input_tokens),
-        output_image_tokens=_share(tokens(made.get("image_tokens")), output_tokens),
+        input_audio_tokens=_share(first(given, "audio_tokens"), input_tokens),
+        output_audio_tokens=_share(first(made, "audio_tokens"), output_tokens),
+        input_image_tokens=_share(first(given, "image_tokens"), input_tokens),
+        output_image_tokens=_share(first(made, "image_tokens"), output_tokens),
         cost_nano_usd=_nano(raw.get("cost")),
     )
-
-
-def _details(raw: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
-    found = (inner(raw, f"{name}_tokens_details") for name in names)
-    return next((details for details in found if details), {})
 
 
 def _told(raw: Mapping[str, Any], given: Mapping[str, Any], made: Mapping[str, Any]) -> _Told:
@@ -79,8 +75,9 @@ def _told(raw: Mapping[str, Any], given: Mapping[str, Any], made: Mapping[str, A
         written = first(raw, "cache_creation_input_tokens")
     prompt, missed = first(raw, "prompt_tokens"), first(raw, "prompt_cache_miss_tokens")
     own = first(raw, "input_tokens")
+    given_tokens = prompt if prompt is not None else own if own is not None else missed
     return _Told(
-        given=next((each for each in (prompt, own, missed) if each is not None), None),
+        given=given_tokens,
         made=first(raw, "completion_tokens", "output_tokens"),
         total=tokens(raw.get("total_tokens")),
         read=read,
