@@ -46,6 +46,12 @@ SECURE = """\
 KEYS = 16
 ENOUGH = {"rpm": 10**7, "rpd": 10**9, "tpm": 10**9, "tpd": 10**11, "concurrency": 10_000}
 """Limits that are counted, and never reached."""
+CLIENT = {
+    "name": "bench",
+    "limits": {"rpm": 10**9, "tpm": 10**12},
+    "budgets": [{"limit_usd": 900_000, "period": "month"}],
+}
+"""A client, whose limits and budget every one of its calls is counted for."""
 LIMITS = {
     "groups": {f"org-{i}": {"rpm": 10**7, "concurrency": 10_000} for i in range(KEYS)},
     "models": {"*": ENOUGH},
@@ -157,6 +163,15 @@ class Gateway:
         self.doors = {"plain": Door(self.port, prefix="lab/")}
         if lab.tls_port:
             self.doors["tls"] = Door(self.port, prefix="labtls/")
+
+    def let_in(self) -> str:
+        """The key of a ``CLIENT`` that is made now."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        head = {"authorization": f"Bearer {self.master}", "content-type": "application/json"}
+        connection.request("POST", "/admin/keys", json.dumps(CLIENT), head)
+        key: str = json.loads(connection.getresponse().read())["key"]
+        connection.close()
+        return key
 
     def rows(self) -> int:
         with contextlib.closing(

@@ -85,7 +85,7 @@ def _cells(row: Row, floor: Row | None) -> tuple[str, ...]:
         _number(row.cpu_us("request")),
         _number(row.cpu_us("chunk"), 2) if work.chunks else "-",
         _number(ratio),
-        _number(work.most, 0) if row.server == "gateway" else "-",
+        _number(work.most, 0) if row.server in ("gateway", "client") else "-",
         _ms(row.mean("latency_p50")), _ms(row.mean("latency_p99")), _ms(row.mean("ttft_p50")),
         _number(row.mean("transit_p50"), 0), _number(row.mean("transit_p99"), 0), str(row.failed),
     )  # fmt: skip

@@ -46,16 +46,19 @@ class Bench:
         self.report = report
         self.loader = Loader(lab.folder / "load", lab.back)
         self.gateway = Gateway(lab, stack, name)
+        self.keys = {"gateway": self.gateway.master, "client": self.gateway.let_in()}
         self.sent = 0  # through the gateway, as the load generator counted
         self.served = 0  # of these, by the mock
 
     def door(self, server: str, upstream: str) -> Door | None:
+        if server == "client":
+            return self.gateway.doors["plain"] if upstream == "plain" else None
         if server == "gateway":
             return self.gateway.doors.get(upstream)
         return self.lab.doors.get((server, upstream))
 
     def process(self, server: str) -> Process | None:
-        return self.gateway.process if server == "gateway" else self.lab.servers.get(server)
+        return self.gateway.process if server in self.keys else self.lab.servers.get(server)
 
     def idle(self) -> None:
         at_start = self.gateway.process.rss()
@@ -89,17 +92,19 @@ class Bench:
     def measure(self, workload: Workload, seconds: float) -> None:
         """Rounds on each server in turn, there and back again, ``seconds`` in all for each."""
         names = [
-            name for name in ("direct", "nginx", "gateway") if self.door(name, workload.upstream)
+            name
+            for name in ("direct", "nginx", "gateway", "client")
+            if self.door(name, workload.upstream)
         ]
         rows = {name: Row(workload, name) for name in names}
         for name in mirrored(names):
             say(f"  {workload.name}: {name}")
             door = self.door(name, workload.upstream)
             assert door
-            key = self.gateway.master if name == "gateway" else "none"
+            key = self.keys.get(name, "none")
             before = self.lab.served()
             result = take_round(rows[name], self.loader, door, key, seconds / 2, self.process(name))
-            if name == "gateway":
+            if name in self.keys:
                 self.book(result, before)
         self.report.rows += rows.values()
         if workload.name == "json-1":
@@ -107,10 +112,10 @@ class Bench:
 
     def added_latency(self, rows: dict[str, Row]) -> None:
         base = rows["direct"].mean("latency_p50")
-        for name in ("nginx", "gateway"):
+        for name in ("nginx", *self.keys):
             own = rows[name].mean("latency_p50") if name in rows else None
             if own is not None and base is not None:
-                bound = " (at most 0.5)" if name == "gateway" else ""
+                bound = " (at most 0.5)" if name in self.keys else ""
                 self.note(f"Added latency, median, {name}: {(own - base) / 1000:.3f} ms{bound}.")
 
     def soak(self, requests: int) -> None:

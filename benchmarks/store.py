@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import random
 import shutil
 import statistics
@@ -19,6 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from sqlalchemy import func, select, text
 
 from proxy.clock import new_id, now_ms
+from proxy.entries import decode, encode
+from proxy.metering.shipper import PAUSES
+from proxy.metering.writer import Writer
 from proxy.store import calls, costs, groups, pages, rollups, series, sizes
 from proxy.store.engine import Reader, Store
 from proxy.store.filters import Filters
@@ -29,8 +33,8 @@ from proxy.types import CallRecord
 DAY = 86_400_000
 DAYS = 30
 BATCH = 20_000
-INTERVAL = 0.5
-"""Seconds between two batches under load, as in metering/shipper.py."""
+BURST = 50
+"""Calls that end together under load: so the writing is measured, and not the waking up."""
 
 
 class Traffic:
@@ -192,16 +196,24 @@ async def ask(store: Store, now: int) -> None:
         print(f"{name:32} {await timed(store, question)}")
 
 
-async def load(store: Store, rate: int, seconds: float) -> None:
-    """Batches as the gateway writes them: what they cost, and how long others wait for the loop."""
+async def load(store: Store, folder: Path, rate: int, seconds: float) -> None:
+    """What part of a core it takes to write calls as they come under load, and how long others
+    wait for the loop: first what the gateway's writer does, then all from a call's end on, through
+    the journal."""
     traffic, lags, done = Traffic(2, 3, 4), [0.0], False
-    batches = [
-        [traffic.call(0) for _ in range(round(rate * INTERVAL))]
-        for _ in range(round(seconds / INTERVAL))
-    ]
-    stamped = [[_at(call, now_ms() + n * round(INTERVAL * 1000)) for call in batch]
-               for n, batch in enumerate(batches)]  # fmt: skip
+    calls = [traffic.call(0) for _ in range(round(rate * seconds) * 2)]
+    every = PAUSES[1]
+    writer = Writer(
+        folder / "journal",
+        encode=encode,
+        decode=decode,
+        flush=store.write,
+        positions=store.positions,
+        strict=True,
+        max_bytes=2**30,
+    )
     before = await weigh(store)
+    gc.freeze()  # the calls to come are none of the writer's work
 
     async def watch() -> None:
         while not done:
@@ -209,26 +221,43 @@ async def load(store: Store, rate: int, seconds: float) -> None:
             await asyncio.sleep(0.002)
             lags.append((time.perf_counter() - begin - 0.002) * 1000)
 
-    async def rest() -> float:
-        """The share of a core that the watching takes."""
+    async def come(take: Callable[[list[CallRecord]], Awaitable[None]], burst: int) -> float:
+        """Calls at that rate; returns the share of a core that was used meanwhile."""
+        some, calls[:] = calls[: round(rate * seconds)], calls[round(rate * seconds) :]
         used, begin = time.process_time(), time.perf_counter()
-        await asyncio.sleep(2)
+        for first in range(0, len(some), burst):
+            if (early := begin + first / rate - time.perf_counter()) > 0:
+                await asyncio.sleep(early)
+            await take([_at(call, now_ms()) for call in some[first : first + burst]])
+        await asyncio.sleep(max(0.0, begin + seconds - time.perf_counter()))
         return (time.process_time() - used) / (time.perf_counter() - begin)
 
+    async def put(some: list[CallRecord]) -> None:
+        for call in some:
+            writer.put(call)
+
+    async def nowhere(some: list[CallRecord]) -> None:
+        pass
+
     watching = asyncio.create_task(watch())
-    idle = await rest()
-    used, begin = time.process_time(), time.perf_counter()
-    for n, batch in enumerate(stamped):
-        await asyncio.sleep(max(0.0, begin + n * INTERVAL - time.perf_counter()))
-        await store.write(batch)
-    await asyncio.sleep(max(0.0, begin + seconds - time.perf_counter()))
-    share = (time.process_time() - used) / (time.perf_counter() - begin) - idle
+    kept = list(calls)
+    idle = await come(nowhere, BURST)
+    calls[:] = kept
+    written = await come(store.write, round(rate * every)) - idle
+    await writer.open(0)
+    shipping, tending = asyncio.create_task(writer.run()), asyncio.create_task(writer.tend())
+    whole = await come(put, BURST) - idle
+    await writer.drain(10)
     done = True
-    await watching
+    await asyncio.gather(watching, shipping)
+    tending.cancel()
     lags.sort()
-    print(f"\n{rate} records/s for {seconds:g} s, 24 series: {share:.1%} of a core")
+    print(
+        f"\n{rate} records/s for {seconds:g} s, 24 series: {written:.1%} of a core for the writing"
+    )
+    print(f"with the journal, from which it is read: {whole:.1%}")
     print(f"loop lag: p99 {lags[len(lags) * 99 // 100]:.1f} ms, most {lags[-1]:.1f} ms")
-    after, count = await weigh(store), sum(map(len, stamped))
+    after, count = await weigh(store), 2 * round(rate * seconds)
     print(_bytes({name: after[name] - before[name] for name in after}, count))
 
 
@@ -269,7 +298,7 @@ async def main() -> None:
         print(f"{count:,} calls; {_bytes(await weigh(store), count)}")
         await ask(store, now)
         if asked.seconds:
-            await load(store, asked.rate, asked.seconds)
+            await load(store, folder, asked.rate, asked.seconds)
     finally:
         await store.close()
         shutil.rmtree(folder)
