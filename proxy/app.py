@@ -263,7 +263,7 @@ class _Gateway:
         self._windows.update({name: each.dialect.windows for name, each in providers.items()})
         tariffs.configure(self._prices, settings, providers)
         self._spending.configure(settings)
-        self._company.gate.configure({each.holder: each.limits for each in settings.limits})
+        self._company.gate.configure(settings)
         self._lists.replace(providers.values())
         self._relay.routes = routes
         self._app.state.providers = [

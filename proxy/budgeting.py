@@ -50,6 +50,14 @@ def of_client(asked: Iterable[KeyBudget], client_id: str, client: str) -> tuple[
     return tuple([each.of(client_id, client, place) for place, each in enumerate(asked, 1)])
 
 
+def parsed(text: str) -> KeyBudget:
+    """The budget that ``20/month`` is, or ``5/24h/soft``. ValueError if it is none."""
+    usd, _, rest = text.partition("/")
+    span, _, mode = rest.partition("/")
+    told = {"limit_usd": usd, "period": span, "mode": mode or "hard"}
+    return KeyBudget.model_validate(told)
+
+
 class BudgetSettings(KeyBudget):
     """A budget by its ``name``, of everybody, or of the client, user, tag or provider that
     ``value`` is."""

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from pydantic import ValidationError
 
 from proxy import __version__, clientele
-from proxy.budgeting import KeyBudget, of_client
+from proxy.budgeting import KeyBudget, of_client, parsed
 from proxy.clients import ClientLimits
 from proxy.clock import now_ms
 from proxy.config import load
@@ -273,11 +272,9 @@ def _limit(text: str) -> dict[str, int]:
 
 
 def _budget(text: str) -> KeyBudget:
-    usd, _, rest = text.partition("/")
-    span, _, mode = rest.partition("/")
     try:
-        return KeyBudget(limit_usd=usd, period=span, **{"mode": mode} if mode else {})
-    except ValidationError:
+        return parsed(text)
+    except ValueError:
         message = f"must be dollars per day, week, month or hours such as 24h (got {text})"
         raise argparse.ArgumentTypeError(message) from None
 

@@ -44,6 +44,9 @@ async def revoke(settings: Settings, client_id: str) -> str:
 async def rotate(settings: Settings, client_id: str, grace_ms: int) -> str:
     """Another key for a client, to be said this once."""
     async with _keys(settings) as keys:
+        client = keys.get(client_id)
+        if client is not None and client.revoked_at is not None:
+            raise ConfigError([f"{client_id} was revoked: no key lets it in again"])
         key = await keys.rotate(client_id, grace_ms)
     if key is None:
         raise _nobody(client_id)

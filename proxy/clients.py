@@ -17,6 +17,9 @@ import msgspec
 
 from proxy.budget import Budget
 
+PREFIX = b"tk-"
+"""What every key begins with."""
+
 Refusal = Literal["unknown", "revoked", "expired"]
 
 
@@ -42,6 +45,9 @@ class ClientLimits(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unkno
 
 
 UNLIMITED = ClientLimits()
+
+Holder = tuple[Literal["client", "user", "tag"], str]
+"""Whose calls are limited: a scope, and an id or a tag."""
 
 
 class Client(msgspec.Struct, frozen=True):
@@ -119,7 +125,7 @@ def new_id() -> str:
 
 def new_key() -> str:
     """256 random bits."""
-    return f"tk-{secrets.token_urlsafe(32)}"
+    return f"{PREFIX.decode()}{secrets.token_urlsafe(32)}"
 
 
 def _fits(name: str, patterns: Iterable[str]) -> bool:

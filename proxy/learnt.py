@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 
 from proxy.changes import BreakerRecord, CooldownRecord, CountRecord, LiftRecord, SwitchRecord
+from proxy.clients import Holder
 from proxy.clock import instant, monotonic, now_ms
 from proxy.errors import ErrorReason
-from proxy.limiting import Holder
 from proxy.routing.counters import CONCURRENT, Owner
 from proxy.routing.events import Event, Lifted, Parked, Switched
 from proxy.routing.health import Turned

@@ -7,19 +7,15 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from proxy.clients import ClientLimits
+from proxy.bounds import LONGEST_USER
+from proxy.clients import Holder
 from proxy.fields import Lower, Part
 from proxy.tags import LONGEST, tags
 
-LONGEST_USER = 128
-"""Characters of a user's id; the rest is cut off."""
-
 Most = Annotated[int, Field(ge=1, le=10**12)]
-Holder = tuple[Literal["client", "user", "tag"], str]
-"""Whose calls are limited: a scope, and an id or a tag."""
 
 
-class LimitSettings(Part):
+class HolderLimits(Part):
     """What the calls for one user, or with one tag, may use together; None: as much as they
     like."""
 
@@ -38,14 +34,10 @@ class LimitSettings(Part):
     def holder(self) -> Holder:
         return self.scope, self.value
 
-    @property
-    def limits(self) -> ClientLimits:
-        return ClientLimits(**self.model_dump(exclude={"scope", "value"}))
-
     @model_validator(mode="after")
     def _sayable(self) -> Self:
         said(self.scope, self.value)
-        if self.limits == ClientLimits():
+        if not self.model_dump(exclude={"scope", "value"}, exclude_none=True):
             raise ValueError("no limit is named: one of rpm, rph, rpd, tpm, tph, tpd, parallel")
         return self
 
@@ -58,11 +50,11 @@ def said(scope: str, value: str) -> None:
         raise ValueError(f"value: a user's id has up to {LONGEST_USER} characters")
 
 
-def _distinct(limits: list[LimitSettings]) -> list[LimitSettings]:
+def _distinct(limits: list[HolderLimits]) -> list[HolderLimits]:
     names = [" ".join(each.holder) for each in limits]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"one entry for each user and tag (twice: {', '.join(twice)})")
     return limits
 
 
-Limits = Annotated[list[LimitSettings], AfterValidator(_distinct)]
+Limits = Annotated[list[HolderLimits], AfterValidator(_distinct)]

@@ -257,8 +257,7 @@ class RoutingSettings(Part):
     retry_budget: RetryBudgetSettings = RetryBudgetSettings()
     breaker: BreakerSettings = BreakerSettings()
     probe: Seconds = 0.0
-    """Seconds between questions for the model list, which cost nothing, to providers whose breaker
-    is open; 0: none are asked."""
+    """Seconds between questions for the model list to providers with an open breaker; 0: none."""
 
 
 class StateSettings(Part):

@@ -22,8 +22,8 @@ ROOT = Path(__file__).parents[1]
 
 HOUSE = (
     "types bounds changes clients sample errors reasons clock duration when log redact content"
-    " loopback budget budgeting periods election places config schema fields document mistakes"
-    " discovery tags",
+    " loopback budget budgeting limiting periods election places config schema fields document"
+    " mistakes discovery tags",
     "routing providers metering store observe sharing budgets",
     "relay telemetry keys savings ledger spending",
     "api",
@@ -43,8 +43,8 @@ FENCES = {
     "httpx": "providers/ relay/relay.py relay/exchange.py relay/outbound.py app.py upstreams.py",
     "msgspec": "",  # anywhere: it makes the nouns
     "psutil": "observe/host.py",
-    "pydantic": "schema.py fields.py budgeting.py config.py mistakes.py serve.py api/stats.py"
-    " api/track.py api/body.py api/clients.py api/credits.py",
+    "pydantic": "schema.py fields.py budgeting.py limiting.py config.py mistakes.py serve.py"
+    " api/stats.py api/track.py api/body.py api/clients.py api/credits.py",
     "pydantic_settings": "schema.py config.py",
     "pynvml": "observe/host.py",
     "redis": "sharing/",

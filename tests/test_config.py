@@ -323,7 +323,8 @@ def test_budgets_need_the_database(telemetry: str) -> None:
 def test_a_variable_that_means_nothing_is_a_mistake_or_a_warning() -> None:
     assert mistakes(environ={"TOLLKEEPER_SREVER__PORT": "1"}) == [
         "TOLLKEEPER_SREVER__PORT: is not a setting; did you mean server?"
-        " accepted: auth, budgets, models, prices, providers, routing, server, state, telemetry"
+        " accepted: auth, budgets, limits, models, prices, providers, routing, server, state,"
+        " telemetry"
     ]
     assert mistakes(environ={"TOLLKEEPER_SERVER__PROT": "1"})[0].startswith(
         "TOLLKEEPER_SERVER__PROT: is not a setting; did you mean port?"

@@ -55,7 +55,7 @@ SECTIONS = ("server", "auth", "routing", "state", "telemetry")
 NAMED = {"providers": "providers.NAME", "models": "models.NAME", "prices": "prices.MODEL"}
 
 
-LISTS = ("keys", "targets", "budgets")
+LISTS = ("providers.NAME.keys", "models.NAME.targets", "budgets", "limits")
 
 
 def settings(model: type[BaseModel], at: str = "") -> Iterator[str]:
@@ -71,7 +71,7 @@ def settings(model: type[BaseModel], at: str = "") -> Iterator[str]:
             yield place
         for part in found:
             if part is not LimitSettings:
-                yield from settings(part, f"{place}[]" if name in LISTS else place)
+                yield from settings(part, f"{place}[]" if place in LISTS else place)
 
 
 def parts(annotation: Any) -> list[type]:

@@ -131,6 +131,14 @@ class _Clients:
             grace = span(asked.grace)
         except ValueError as error:
             raise bad("grace", str(error)) from None
+        client = self._keys.get(client_id)
+        if client is not None and client.revoked_at is not None:
+            raise GatewayError(
+                409,
+                "This client was revoked: no key lets it in again.",
+                ErrorReason.INVALID_REQUEST,
+                code="key_revoked",
+            )
         with self._keeping():
             key = await self._keys.rotate(client_id, grace)
         return {"key": key, **await self.one(client_id)}

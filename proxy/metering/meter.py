@@ -202,6 +202,9 @@ class Meter:
         stand_in.called = False
         stand_in.timestamp = self._timestamp
         stand_in.fault = Fault(reason or ErrorReason.INTERNAL, message or "")
+        if self.asked.model is not None:  # who mistakes the settings may have sent a key for it
+            shown = self._books.redact(self.asked.model)
+            self.asked = msgspec.structs.replace(self.asked, model=shown)
         self._write(
             stand_in,
             final=True,

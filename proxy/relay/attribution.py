@@ -14,8 +14,8 @@ from itertools import chain
 
 import msgspec
 
+from proxy.bounds import LONGEST_USER
 from proxy.clients import Client
-from proxy.limiting import LONGEST_USER
 from proxy.metering.attempt import Attribution
 from proxy.relay.inbound import Inbound
 from proxy.tags import tags

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Awaitable, Iterable, Iterator, MutableMapping
 from functools import lru_cache
 from typing import Any
 
-from proxy.clients import UNLIMITED, Client, ClientLimits
+from proxy.clients import UNLIMITED, Client, ClientLimits, Holder
 from proxy.clock import monotonic, now_ms
 from proxy.duration import written
-from proxy.limiting import Holder
 from proxy.metering.attempt import Asked, Attribution
 from proxy.metering.meter import Meter
 from proxy.relay.outbound import Send
 from proxy.relay.ticket import Ticket
 from proxy.routing.quotas import Quota, Quotas, Standing
+from proxy.schema import Settings
 from proxy.sharing.types import Settlement, State
 from proxy.types import Headers
 
@@ -33,9 +33,21 @@ class Gate:
         self._limits: dict[Holder, ClientLimits] = {}
         self._state = state
 
-    def configure(self, limits: Mapping[Holder, ClientLimits]) -> None:
+    def configure(self, settings: Settings) -> None:
         """Go by these limits of users and tags from the next call on."""
-        self._limits = {**limits}
+        self._limits = {
+            each.holder: ClientLimits(
+                rpm=each.rpm,
+                rph=each.rph,
+                rpd=each.rpd,
+                tpm=each.tpm,
+                tph=each.tph,
+                tpd=each.tpd,
+                parallel=each.parallel,
+                max_output_tokens=each.max_output_tokens,
+            )
+            for each in settings.limits
+        }
 
     def entry(self, client: Client | None) -> Entry | None:
         """For one call; None where nobody who is known of by now has limits, nor may have any."""

@@ -218,7 +218,7 @@ class Relay:
             of = volume(inbound, operation)
             plan = await affordable(plan, who.max_cost, of, self._prices, routes.pools)
             now = monotonic()  # the catalogue may have been asked
-        made = answers(inbound, operation)
+        made = 0 if entry is None and self._admit is None else answers(inbound, operation)
         if entry is not None:
             await entry.admit(who, made, demand.tokens, asked)
         if self._admit is not None:

@@ -7,9 +7,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from proxy.clients import Holder
 from proxy.clock import monotonic
 from proxy.errors import ErrorReason, GatewayError
-from proxy.limiting import Holder
 from proxy.metering.meter import Meter
 from proxy.routing.limits import SOON, Sliding
 from proxy.routing.quotas import Quota, Shortage, Use

@@ -13,8 +13,7 @@ from typing import Literal
 
 import msgspec
 
-from proxy.clients import UNLIMITED, ClientLimits
-from proxy.limiting import Holder
+from proxy.clients import UNLIMITED, ClientLimits, Holder
 from proxy.routing.counters import admit
 from proxy.routing.limits import DAY, HOUR, MINUTE, Counter, Limit, Sliding, Slots
 

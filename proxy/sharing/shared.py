@@ -34,9 +34,6 @@ from proxy.sharing.link import (
 from proxy.sharing.outbox import Outbox
 from proxy.sharing.types import Denial, Granted, Rest, Settlement, WindowClaim
 
-PATIENCE = 0.05
-"""Seconds that one round trip may take, where nobody says otherwise."""
-
 REFRESH_SECONDS = 1.0
 """How often the rests are read, and this node says that it is alive."""
 
@@ -71,7 +68,7 @@ class Shared:
         url: str,
         *,
         prefix: str = "tollkeeper",
-        timeout: float | None = None,
+        timeout: float = 0.05,
         changed: Callable[[list[Rest]], None],
         away: Callable[[int], None],
         back: Callable[[], None],
@@ -79,7 +76,7 @@ class Shared:
         """Raises ValueError where ``url`` is no address; the message does not show it."""
         client(url)
         self._url = url
-        self._timeout = PATIENCE if timeout is None else timeout
+        self._timeout = timeout
         self._changed, self._away, self._back = changed, away, back
         self._calls = Calls(prefix)
         self._node = os.urandom(8).hex()

@@ -15,6 +15,7 @@ from proxy.errors import ErrorReason, GatewayError
 from proxy.metering.attempt import Asked, Attribution
 from proxy.relay.gate import Entry, Gate
 from proxy.routing.limits import MINUTE
+from proxy.schema import Settings
 from proxy.sharing.types import Denial, Granted, WindowClaim
 from proxy.types import Fault
 
@@ -70,6 +71,15 @@ def enter(gate: Gate, **limits: int) -> Entry:
     return entry
 
 
+def limited(*limits: dict[str, Any]) -> Settings:
+    """Settings with limits of users and tags."""
+    of: list[dict[str, Any]] = []
+    for limit in limits:
+        (scope, value), *others = limit.items()
+        of.append({"scope": scope, "value": value, **dict(others)})
+    return Settings(limits=of)
+
+
 def meter(sent: bool = True, tokens: int | None = None, fault: Fault | None = None) -> Any:
     return SimpleNamespace(sent=sent, tokens=tokens, last=SimpleNamespace(fault=fault))
 
@@ -97,7 +107,7 @@ def test_who_has_no_limits_has_no_entry() -> None:
 async def test_a_user_and_a_tag_have_limits_of_their_own() -> None:
     gate = Gate(None)
     assert gate.entry(None) is None
-    gate.configure({("user", "ann"): ClientLimits(rpm=2), ("tag", "x"): ClientLimits(tpm=90)})
+    gate.configure(limited({"user": "ann", "rpm": 2}, {"tag": "x", "tpm": 90}))
     client = Client("ck-1", "ann", 0, limits=ClientLimits(rpm=5))
     for by, tokens in ((None, "60"), (client, "30")):
         entry = gate.entry(by)
@@ -116,7 +126,7 @@ async def test_a_user_and_a_tag_have_limits_of_their_own() -> None:
     assert other is not None
     await other.admit(Attribution(user_id="bo"), 1, 1, Asked())
     assert await told(other) == {}
-    gate.configure({("tag", "x"): ClientLimits(max_output_tokens=5)})
+    gate.configure(limited({"tag": "x", "max_output_tokens": 5}))
     with pytest.raises(GatewayError, match="The tag 'x' may ask for 5 output tokens at most"):
         await other.admit(Attribution(tags=("x",)), 1, 1, Asked(max_tokens=6))
 

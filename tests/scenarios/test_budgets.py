@@ -195,6 +195,21 @@ async def test_a_client_spends_its_own_budget_and_no_others(
     assert denied.status_code == 403
 
 
+async def test_a_call_over_a_limit_does_not_come_to_the_budget(
+    upstream: Upstream, start: Start
+) -> None:
+    gateway = await start(configuration(upstream, auth={"master_key": MASTER}))
+    terms = {"limits": {"rpm": 1}, "budgets": [{"limit_usd": CALL_USD, "period": "day"}]}
+    made = (await gateway.client.post("/admin/keys", json={"name": "ann", **terms})).json()
+    by_ann = {"authorization": f"Bearer {made['key']}"}
+    answers = [await ask(gateway, headers=by_ann) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [200, 429]
+    assert answers[1].json()["error"]["code"] == "rate_limit_exceeded"
+    await gateway.client.patch(f"/admin/keys/{made['id']}", json={"limits": {}})
+    late = await ask(gateway, headers=by_ann)
+    assert (late.status_code, late.json()["error"]["code"]) == (429, "insufficient_quota")
+
+
 async def test_a_user_and_a_tag_spend_their_own_budgets_and_no_others(
     upstream: Upstream, start: Start
 ) -> None:

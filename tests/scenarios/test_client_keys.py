@@ -14,6 +14,7 @@ import pytest_asyncio
 
 from proxy import clientele
 from proxy.config import load
+from proxy.errors import ConfigError
 from proxy.keys import new_client
 from tests.gateway import Gateway, lab, running
 from tests.upstream import Upstream, completion, upstream_server
@@ -135,6 +136,38 @@ async def test_a_key_opens_nothing_once_it_is_revoked_or_its_time_is_over(gatewa
     )
     late = await let_in(gateway, expires_at="2026-01-01T00:00:00Z")
     assert (await ask(gateway, late["key"])).json()["error"]["message"].endswith("expired.")
+
+
+async def test_a_client_that_was_revoked_gets_no_other_key(gateway: Gateway) -> None:
+    made = await let_in(gateway)
+    await gateway.client.delete(f"/admin/keys/{made['id']}")
+    answer = await gateway.client.post(f"/admin/keys/{made['id']}/rotate", json={})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (409, "key_revoked")
+    settings = load(gateway.database.parent / "tollkeeper.yaml", {}, {})
+    with pytest.raises(ConfigError, match="was revoked"):
+        await clientele.rotate(settings, made["id"], 0)
+
+
+async def test_an_open_gateway_asks_for_no_key_and_knows_those_that_it_gave(
+    tmp_path: Path,
+) -> None:
+    async with upstream_server() as upstream:
+        upstream.script = completion()
+        config = {"providers": {"lab": lab(upstream.url)}}
+        async with running(tmp_path, config) as gateway:
+            made = await let_in(gateway, limits={"rpm": 1}, models=["lab/json"])
+            first, second = [await ask(gateway, made["key"], "lab/json") for _ in range(2)]
+            assert (first.status_code, second.status_code) == (200, 429)
+            row = await gateway.attempt(first.headers["x-request-id"])
+            assert row["client_id"] == made["id"]
+            assert (await by(gateway, made["key"], "GET", "/stats")).status_code == 200
+            for other in (None, "sk-anything", "tk-" + "x" * 43):
+                answer = await ask(gateway, other, "lab/json")
+                assert answer.status_code == 200
+                row = await gateway.attempt(answer.headers["x-request-id"])
+                assert row["client_id"] is None
+            await gateway.client.delete(f"/admin/keys/{made['id']}")
+            assert (await ask(gateway, made["key"], "lab/json")).status_code == 401
 
 
 async def test_what_the_command_line_does_holds_for_a_gateway_that_runs(gateway: Gateway) -> None:

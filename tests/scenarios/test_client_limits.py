@@ -18,7 +18,7 @@ from openai import AsyncOpenAI, RateLimitError
 from proxy import clientele
 from proxy.keys import new_client
 from proxy.schema import Settings
-from proxy.sharing import shared
+from proxy.sharing.shared import Shared
 from tests.gateway import Gateway, lab, running
 from tests.redis_server import own_keys, some_server
 from tests.scenarios.test_workers import workers
@@ -321,7 +321,7 @@ async def test_limits_hold_for_all_gateways_with_one_redis(
 ) -> None:
     # Both gateways are in this process: on a busy machine each waits for the other, and would go
     # on without Redis.
-    monkeypatch.setattr(shared, "PATIENCE", 5.0)
+    monkeypatch.setitem(Shared.__init__.__kwdefaults__, "timeout", 5.0)
     auth = {"master_key": MASTER, "secret": "s" * 32}
     with some_server() as url:
         async with (

@@ -377,12 +377,14 @@ async def test_no_key_of_anybody_is_found_anywhere(
     for name in ("invalid", "answer", "late", "faulty"):
         with suppress(httpx.RemoteProtocolError):
             await gateway.chat(f"lab/{name}", everything, stream=name == "late")
+    unknown = await gateway.chat(KEYS["issued"])  # where the model should stand
+    assert unknown.status_code == 404
     async with httpx.AsyncClient(base_url=gateway.url) as stranger:
         theirs = {"authorization": f"Bearer {KEYS['client']}"}
         refused = await stranger.post("/v1/chat/completions", json={}, headers=theirs)
     assert refused.status_code == 401
-    await gateway.rows(4, "SELECT * FROM api_calls WHERE is_final")
-    await gateway.rows(4, "SELECT * FROM call_contents")
+    await gateway.rows(5, "SELECT * FROM api_calls WHERE is_final")
+    await gateway.rows(5, "SELECT * FROM call_contents")
     places = await found(gateway, tmp_path)
     for row in gateway.select("SELECT request_id FROM call_contents"):
         path = f"/stats/calls/{row['request_id']}/content"
@@ -392,6 +394,7 @@ async def test_no_key_of_anybody_is_found_anywhere(
     ours = [record for record in caplog.records if not record.name.startswith("http")]
     places["the log"] = "\n".join([out, err, *map(logging.Formatter().format, ours)])
     places["the refusal"] = refused.text
+    places["the unknown model"] = unknown.text
     assert not [
         (place, name)
         for place, text in places.items()

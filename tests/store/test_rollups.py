@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sqlalchemy import delete, func, select
 
 from proxy.clock import now_ms
-from proxy.store import coverage, metrics, rollups, tally
+from proxy.store import coverage, metrics, rollups
 from proxy.store.address import StoreError
 from proxy.store.coverage import Piece
 from proxy.store.engine import Store
@@ -271,8 +271,3 @@ async def test_what_nobody_asked_for_has_no_caller(store: Store) -> None:
 def test_every_grain_is_kept_longer_than_the_one_before_it() -> None:
     assert [grain.length for grain in GRAINS] == [MINUTE, HOUR, DAY]
     assert [grain.kept for grain in GRAINS] == sorted(grain.kept for grain in GRAINS)
-
-
-@given(st.floats(0, 1e9))
-def test_a_thousandth_is_what_remains_of_a_value(value: float) -> None:
-    assert abs(tally.thousandths(value) / 1000 - value) <= 0.0005 + value * 1e-15

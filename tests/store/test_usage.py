@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from proxy.store.engine import Store
-from proxy.store.usage import Used, UsedByClient, used, used_by_clients
+from proxy.store.usage import Used, UsedBy, used, used_by
 from tests.store.rows import call, failed, plan
 
 NOW = 1_735_732_800_000
@@ -130,10 +130,30 @@ async def test_a_clients_requests_are_counted_once_and_their_tokens_all(store: S
         ]
     )
     async with store.reader() as connection:
-        found = list(await used_by_clients(connection, ["ck-1", "ck-2"], MINUTE, NOW))
-        hour = await used_by_clients(connection, ["ck-1"], 3600, NOW)
+        found = list(await used_by(connection, "client", ["ck-1", "ck-2"], MINUTE, NOW))
+        hour = await used_by(connection, "client", ["ck-1"], 3600, NOW)
     assert found == [
-        UsedByClient("ck-2", NOW - 30_000, 1, 0),
-        UsedByClient("ck-1", NOW - 10_000, 1, 12),
+        UsedBy("ck-2", NOW - 30_000, 1, 0),
+        UsedBy("ck-1", NOW - 10_000, 1, 12),
     ]
     assert sum(use.requests for use in hour) == 2
+
+
+async def test_users_and_tags_are_counted_by_their_names(store: Store) -> None:
+    await store.write(
+        [
+            made(30, request_id="a", user_id="ann", tags='["x","y"]', total_tokens=5),
+            made(20, request_id="b", user_id="bo", tags='["y"]', total_tokens=7),
+            made(10, request_id="c", user_id="ann", total_tokens=9),
+            made(70, request_id="d", user_id="ann", tags='["x"]'),
+        ]
+    )
+    async with store.reader() as connection:
+        users = await used_by(connection, "user", ["ann", "cy"], MINUTE, NOW)
+        tags = await used_by(connection, "tag", ["x", "y", "z"], MINUTE, NOW)
+    assert users == [UsedBy("ann", NOW - 30_000, 1, 5), UsedBy("ann", NOW - 10_000, 1, 9)]
+    assert sorted(tags) == [
+        UsedBy("x", NOW - 30_000, 1, 5),
+        UsedBy("y", NOW - 30_000, 1, 5),
+        UsedBy("y", NOW - 20_000, 1, 7),
+    ]
