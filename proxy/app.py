@@ -333,7 +333,8 @@ class _Gateway:
         ]
         if writer is not None:
             tasks.create_task(self._guard(writer.run))
-            loops += [writer.tend, self._sampler.run, self._keys.follow, self._spending.ledger.run]
+            loops += [writer.tend, self._sampler.run, self._keys.follow]
+            loops += [self._spending.ledger.run, self._spending.forget]
             once: list[Callable[[], Awaitable[None]]] = [
                 partial(beside.retain, self._store, settings.telemetry),
                 partial(beside.publish_counts, self._overview.counted, self._recording.keep),

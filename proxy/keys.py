@@ -36,6 +36,11 @@ class ClientKeys:
         """Whether there is a database to keep keys in."""
         return self._table.kept
 
+    @property
+    def loaded(self) -> bool:
+        """Whether the database has told who there is."""
+        return bool(self._mark)
+
     def all(self) -> list[Client]:
         """Every client, those whose time is over included; the oldest first."""
         return list(self._clients.values())

@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from contextlib import suppress
 from itertools import chain
 from typing import Any, Protocol
 
 import msgspec
 
-from proxy.budget import NANO, Budget, Charge
+from proxy.budget import Budget, Charge
 from proxy.budgets.account import Account, Reservation
 from proxy.clients import Client
 from proxy.clock import now_ms, rfc3339
@@ -23,6 +24,7 @@ from proxy.keys import ClientKeys
 from proxy.ledger import Ledger
 from proxy.metering.attempt import Attribution
 from proxy.metering.pricing import Prices
+from proxy.money import NANO, dollars
 from proxy.schema import Settings
 from proxy.store.address import StoreError
 from proxy.store.engine import Store
@@ -33,6 +35,9 @@ from proxy.types import Caller, CallRecord, Demand, Headers, Plan, Target
 
 ASSUMED = 1024
 """Tokens that an answer is taken to have where the request sets no limit."""
+
+FORGET_SECONDS = 30.0
+"""How often it is looked which budgets are no more."""
 
 _NO_ACCOUNTS: tuple[Account, ...] = ()
 _log = logging.getLogger("tollkeeper.budgets")
@@ -78,6 +83,14 @@ class Spending:
             others = self._scopes.get(whose, _NO_ACCOUNTS)
             self._scopes[whose] = (*others, self.ledger.account(budget))
         self._providers = {name for scope, name in self._scopes if scope == "provider"}
+
+    async def forget(self) -> None:
+        """Forget budgets that are no more, again and again, until cancelled."""
+        while True:
+            if self._keys.loaded:
+                with suppress(StoreError):
+                    await self.table.forget({each.account for each in self.budgets()})
+            await asyncio.sleep(FORGET_SECONDS)
 
     def budgets(self) -> list[Budget]:
         """All that there are: those that are configured, then the clients'."""
@@ -255,7 +268,7 @@ class Spending:
                 event_id=f"{account.name} {window.start}",
                 timestamp=now_ms(),
                 name="budget_used_up",
-                value=budget.limit_nano / NANO,
+                value=dollars(budget.limit_nano),
                 client_id=budget.value if budget.scope == "client" else None,
                 metadata=msgspec.json.encode({"budget": budget.id, "mode": budget.mode}).decode(),
             )
@@ -305,5 +318,5 @@ def _terms(budget: Budget) -> str:
 
 def _usd(nano: int) -> str:
     """Dollars with two decimals, and with more where they say something."""
-    text = f"{nano / NANO:.9f}".rstrip("0")
+    text = f"{dollars(nano):.9f}".rstrip("0")
     return text + "0" * max(0, 2 - len(text.partition(".")[2]))

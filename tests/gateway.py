@@ -201,7 +201,7 @@ async def running(
     }
     file.write_text(yaml.safe_dump(json.loads(json.dumps(whole)), sort_keys=False))
     settings = load(file, {}, {})
-    app = create_app(settings, transport)
+    app = create_app(settings, transport, reread=lambda: load(file, {}, {}))
     listener = bind("127.0.0.1", 0)
     server = uvicorn.Server(
         uvicorn.Config(

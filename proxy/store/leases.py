@@ -6,11 +6,11 @@ comes back by itself, and nothing can leak.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
-from sqlalchemy import bindparam, delete, update
+from sqlalchemy import bindparam, delete, select, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -19,11 +19,12 @@ from proxy.periods import Window
 from proxy.store import address, budgets
 from proxy.store.address import StoreError
 from proxy.store.engine import Store
-from proxy.store.tables import budget_leases
+from proxy.store.tables import budget_leases, budget_windows
 from proxy.store.upsert import in_turn, insert_into
 
 _KEPT_MS = 3_600_000  # what a late journal still pays is of no matter after that
-_leases = budget_leases.c
+_leases, _windows = budget_leases.c, budget_windows.c
+_FORGET = delete(budget_windows).where(_windows.account == bindparam("of"))
 _RENEW = (
     update(budget_leases)
     .where(_leases.id == bindparam("of"))
@@ -91,6 +92,16 @@ class LeaseTable:
         rows = [{"of": id, "amount": amount, "until": until} for id, amount, until in leases]
         async with self._changing() as connection:
             await connection.execute(_RENEW, rows)
+
+    async def forget(self, accounts: Collection[str]) -> None:
+        """Let go of what is known of all accounts but these. Nobody adds to them any more, so that
+        a budget that comes back has to begin with the calls."""
+        async with self._store.reader() as connection:
+            known = await connection.scalars(select(_windows.account).distinct())
+            gone = [{"of": each} for each in known if each not in accounts]
+        if gone:
+            async with self._changing() as connection:
+                await connection.execute(_FORGET, gone)
 
     async def standing(self, budget: Budget, now: int) -> Standing:
         """What is spent and leased now."""

@@ -13,8 +13,9 @@ from typing import Any
 
 import httpx
 import pytest
+import yaml
 
-from proxy import ledger
+from proxy import ledger, spending
 from proxy.budget import Budget
 from proxy.clock import now_ms
 from proxy.ledger import LEASE_SECONDS
@@ -22,6 +23,7 @@ from proxy.store.engine import Store
 from proxy.store.leases import LeaseTable
 from tests.gateway import Gateway, lab, running
 from tests.process import CHAT, Process, process
+from tests.scenarios.views import until
 from tests.store.databases import REACHABLE, address, create, drop, migrated
 from tests.upstream import Upstream, completion
 
@@ -257,6 +259,29 @@ async def test_what_was_spent_before_there_was_a_budget_counts(
         assert [(await ask(gateway)).status_code for _ in range(2)] == [200, 429]
         await settled(gateway, 4)
         assert (await audit(gateway))["spent_usd"] == pytest.approx(4 * CALL_USD)
+
+
+async def test_a_budget_that_was_away_knows_what_was_spent_meanwhile(
+    upstream: Upstream, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spending, "FORGET_SECONDS", 0.05)
+    gateway = await start(configuration(upstream, budget(5)))
+    file = gateway.database.parent / "tollkeeper.yaml"
+    whole = file.read_text()
+    assert (await ask(gateway)).status_code == 200
+    await settled(gateway, 1)
+    settings = yaml.safe_load(whole)
+    file.write_text(yaml.safe_dump({**settings, "budgets": []}))
+    assert (await gateway.client.post("/admin/reload")).status_code == 200
+    assert (await ask(gateway)).status_code == 200
+    await settled(gateway, 2)
+    await until(lambda: not gateway.select("SELECT * FROM budget_windows"))
+    file.write_text(whole)
+    assert (await gateway.client.post("/admin/reload")).status_code == 200
+    assert (await ask(gateway)).status_code == 200
+    await settled(gateway, 3)
+    found = await audit(gateway)
+    assert (found["calls"], found["spent_usd"]) == (3, pytest.approx(3 * CALL_USD))
 
 
 async def test_what_nobody_uses_is_given_back(

@@ -43,6 +43,19 @@ async def test_many_at_once_get_no_more_than_there_is(either: Store, other: Stor
     assert sorted(granted for granted, _ in found) == [0] * 7 + [300] * 3
 
 
+async def test_a_budget_that_comes_back_begins_with_the_calls(either: Store) -> None:
+    table = LeaseTable(either)
+    await table.lease(DAY, "a", NOON, LATER, lambda left: 100)
+    other = Budget("other", "other", 1000, "day")
+    await table.lease(other, "b", NOON, LATER, lambda left: 100)
+    await either.write([call(request_id="while it was away", timestamp=NOON, cost_nano_usd=70)])
+    assert (await table.standing(DAY, NOON)).spent == 0  # nobody charged it
+    await table.forget({other.account})
+    assert (await table.standing(DAY, NOON)).spent == 70
+    assert await table.lease(DAY, "a", NOON, LATER, lambda left: 0) == (0, 830)
+    assert (await table.standing(other, NOON)).spent == 0
+
+
 async def test_a_lease_grows_is_renewed_and_given_back(either: Store) -> None:
     table = LeaseTable(either)
     await table.lease(DAY, "a", NOON, LATER, lambda left: 100)
