@@ -19,9 +19,6 @@ SCOPES: Mapping[str, str | None] = {
 """Whose calls a budget counts: the column of a call that has to be the budget's ``value``, or to
 have it among its tags."""
 
-NANO = 10**9
-"""Nano-dollars in a dollar."""
-
 Mode = Literal["hard", "soft"]
 Unpriced = Literal["refuse", "allow"]
 

@@ -7,9 +7,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from proxy.budget import NANO, Budget, Mode, Unpriced
+from proxy.budget import Budget, Mode, Unpriced
 from proxy.fields import Lower, Name, Part, Usd
 from proxy.limiting import said
+from proxy.money import NANO
 from proxy.periods import period
 
 

@@ -7,12 +7,13 @@ from contextlib import asynccontextmanager
 
 import msgspec
 
-from proxy.budget import NANO, Budget
+from proxy.budget import Budget
 from proxy.clients import Client, Keyring
 from proxy.clock import now_ms, rfc3339
 from proxy.config import client_secret
 from proxy.errors import ConfigError
 from proxy.keys import ClientKeys
+from proxy.money import dollars
 from proxy.schema import Settings
 from proxy.store.clients import ClientTable
 from proxy.store.engine import Store
@@ -84,7 +85,7 @@ def _line(client: Client) -> str:
 
 def _terms(budget: Budget) -> str:
     soft = "/soft" if budget.mode == "soft" else ""
-    return f"${budget.limit_nano / NANO:.12g}/{budget.period}{soft}"
+    return f"${dollars(budget.limit_nano):.12g}/{budget.period}{soft}"
 
 
 def _nobody(client_id: str) -> ConfigError:

@@ -23,6 +23,7 @@ import msgspec
 
 from proxy.clock import rfc3339
 from proxy.errors import ConfigError
+from proxy.money import dollars
 from proxy.redact import shorten
 from proxy.types import CallRecord
 
@@ -170,7 +171,6 @@ def request_line(record: CallRecord, form: str) -> str:
 
 
 def _json_line(record: CallRecord) -> str:
-    nano = record.cost_nano_usd
     line = {
         "time": _instant(record.finished_at),
         "level": "info",
@@ -192,7 +192,7 @@ def _json_line(record: CallRecord) -> str:
         "tokens_per_second": record.tokens_per_second,
         "input_tokens": record.input_tokens,
         "output_tokens": record.output_tokens,
-        "cost_usd": None if nano is None else nano / 1e9,
+        "cost_usd": dollars(record.cost_nano_usd),
     }
     return _encode(line).decode()
 
@@ -219,7 +219,7 @@ def _text_line(record: CallRecord) -> str:
     if record.output_tokens is not None:
         parts.append(f"out={record.output_tokens}")
     if record.cost_nano_usd is not None:
-        parts.append(f"${record.cost_nano_usd / 1e9:.6f}")
+        parts.append(f"${dollars(record.cost_nano_usd):.6f}")
     parts.append(record.request_id)
     return " ".join(parts)
 

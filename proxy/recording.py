@@ -15,6 +15,7 @@ from proxy.learnt import records, told
 from proxy.metering.meter import Books
 from proxy.metering.pricing import Prices
 from proxy.metering.writer import Writer
+from proxy.money import dollars
 from proxy.places import state_folder
 from proxy.redact import Redactor, shorten
 from proxy.routing.events import Event
@@ -187,9 +188,9 @@ class Recording:
             return model
         return msgspec.structs.replace(
             model,
-            input_price_per_mtok=_dollars(rates.input),
-            output_price_per_mtok=_dollars(rates.output),
-            cached_price_per_mtok=_dollars(rates.cache_read),
+            input_price_per_mtok=dollars(rates.input),
+            output_price_per_mtok=dollars(rates.output),
+            cached_price_per_mtok=dollars(rates.cache_read),
             price_source=rates.source,
             price_version=rates.version,
             is_free=rates.input == 0 and rates.output == 0,
@@ -225,7 +226,3 @@ def _usage(record: CallRecord) -> Usage:
         output_image_tokens=record.output_image_tokens,
         cost_nano_usd=record.cost_nano_usd if record.cost_source == "provider" else None,
     )
-
-
-def _dollars(nano: int | None) -> float | None:
-    return nano / 1e9 if nano is not None else None

@@ -10,6 +10,7 @@ import msgspec
 
 from proxy import tariffs
 from proxy.metering.pricing import Prices
+from proxy.money import dollars
 from proxy.progress import Progress
 from proxy.routes import provider
 from proxy.schema import Settings
@@ -169,4 +170,4 @@ _SUMS = ("looked_at", "changed", "newly", "before", "now")
 
 
 def _usd(nano: int, sign: str = "") -> str:
-    return f"{nano / 1e9:{sign},.9f}"
+    return f"{dollars(nano):{sign},.9f}"

@@ -21,9 +21,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 HOUSE = (
-    "types bounds changes clients sample errors reasons clock duration when log redact content"
-    " loopback budget budgeting limiting periods election places config schema fields document"
-    " mistakes discovery tags",
+    "types bounds money changes clients sample errors reasons clock duration when log redact"
+    " content loopback budget budgeting limiting periods election places config schema fields"
+    " document mistakes discovery tags",
     "routing providers metering store observe sharing budgets",
     "relay telemetry keys savings ledger spending",
     "api",

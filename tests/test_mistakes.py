@@ -84,7 +84,7 @@ def key(**members: Any) -> dict[str, Any]:
         (
             {"serve": {}},
             "serve: is not a setting; did you mean server? accepted: auth, budgets,"
-            " models, prices, providers, routing, server, state, telemetry",
+            " limits, models, prices, providers, routing, server, state, telemetry",
         ),
         ({"models": {"a": {"targets": []}}}, "models.a.targets: must not be empty"),
         ({"models": {"a": {}}}, "models.a.targets: is missing"),

@@ -6,9 +6,10 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
-from proxy.budget import NANO, Budget
+from proxy.budget import Budget
 from proxy.clock import now_ms, rfc3339
 from proxy.errors import ErrorReason, GatewayError
+from proxy.money import dollars
 from proxy.periods import Window
 from proxy.spending import Spending
 from proxy.store.address import StoreError
@@ -38,7 +39,7 @@ def terms(budget: Budget) -> dict[str, Any]:
         "time_zone": budget.time_zone,
         "mode": budget.mode,
         "unpriced": budget.unpriced,
-        "limit_usd": budget.limit_nano / NANO,
+        "limit_usd": dollars(budget.limit_nano),
     }
 
 
@@ -67,9 +68,9 @@ class _Budgets:
             "window": _window(found.window),
             "calls": found.calls,
             "unpriced_calls": found.unpriced,
-            "spent_usd": found.spent / NANO,
-            "recomputed_usd": found.recomputed / NANO,
-            "difference_usd": (found.spent - found.recomputed) / NANO,
+            "spent_usd": dollars(found.spent),
+            "recomputed_usd": dollars(found.recomputed),
+            "difference_usd": dollars(found.spent - found.recomputed),
         }
 
     async def _standing(self, budget: Budget) -> dict[str, Any]:
@@ -80,9 +81,9 @@ class _Budgets:
         remaining = budget.limit_nano - found.spent - found.leased
         return terms(budget) | {
             "window": _window(found.window),
-            "spent_usd": found.spent / NANO,
-            "reserved_usd": found.leased / NANO,
-            "remaining_usd": max(remaining, 0) / NANO,
+            "spent_usd": dollars(found.spent),
+            "reserved_usd": dollars(found.leased),
+            "remaining_usd": dollars(max(remaining, 0)),
             "state": "open" if found.spent < budget.limit_nano else "used_up",
         }
 

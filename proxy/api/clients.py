@@ -14,12 +14,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from proxy.api.body import bad, told
 from proxy.api.budgets import terms
-from proxy.budget import NANO
 from proxy.budgeting import KeyBudget, of_client
 from proxy.clients import Client, ClientLimits
 from proxy.clock import now_ms, rfc3339
 from proxy.errors import ErrorReason, GatewayError
 from proxy.keys import ClientKeys, new_client
+from proxy.money import dollars
 from proxy.store import calls
 from proxy.store.address import StoreError
 from proxy.store.engine import Store
@@ -186,7 +186,7 @@ class _Clients:
         with self._keeping():
             for name, since in starts.items():
                 nano = await self._keys.spent(client_id, since.isoformat())
-                usage[name] = None if nano is None else nano / 1e9
+                usage[name] = dollars(nano)
         return usage
 
     async def _limit(self, client: Client) -> dict[str, float | str | None]:
@@ -204,8 +204,8 @@ class _Clients:
             return {"limit": None, "limit_remaining": None, "limit_reset": None}
         left, limit, end = tightest
         return {
-            "limit": limit / NANO,
-            "limit_remaining": left / NANO,
+            "limit": dollars(limit),
+            "limit_remaining": dollars(left),
             "limit_reset": rfc3339(end),
         }
 

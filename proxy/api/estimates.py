@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request
 from proxy.clock import monotonic
 from proxy.errors import ErrorReason, GatewayError
 from proxy.metering.pricing import Prices
+from proxy.money import dollars
 from proxy.relay.allowed import allowed
 from proxy.relay.forecast import Forecast, Volume, forecasts, volume
 from proxy.relay.inbound import ClientGone, Inbound, content_length, parse, read_body
@@ -18,8 +19,6 @@ from proxy.relay.relay import Routes
 from proxy.routing.obstacles import obstacle
 from proxy.schema import ServerSettings
 from proxy.types import Caller, Demand, Operation, Plan
-
-_NANO = 1e9
 
 
 def estimates_router(
@@ -104,17 +103,13 @@ def _shown(found: Forecast, of: Volume, routes: Routes) -> dict[str, Any]:
     return {
         "provider": target.provider,
         "model": target.model,
-        "input_price_per_mtok": _usd(None if level is None else level.input),
-        "output_price_per_mtok": _usd(None if level is None else level.output),
-        "input_cost_usd": _usd(found.input_nano),
-        "output_cost_usd": _usd(made),
-        "total_usd": _usd(found.total_nano),
+        "input_price_per_mtok": dollars(None if level is None else level.input),
+        "output_price_per_mtok": dollars(None if level is None else level.output),
+        "input_cost_usd": dollars(found.input_nano),
+        "output_cost_usd": dollars(made),
+        "total_usd": dollars(found.total_nano),
         "cost_source": "none" if rates is None else rates.source,
         "price_version": None if rates is None else rates.version,
         "free_keys": found.free_keys,
         "available": obstacle(pool, target.model, monotonic(), of.given) is None,
     }
-
-
-def _usd(nano: int | None) -> float | None:
-    return None if nano is None else nano / _NANO

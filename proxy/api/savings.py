@@ -10,12 +10,12 @@ from fastapi import APIRouter, Response
 from proxy.api.listing import Listing
 from proxy.api.stats import Asked, reading, window
 from proxy.metering.pricing import Prices, Rates
+from proxy.money import dollars
 from proxy.savings import Alternative, Savings, by_alias, lengths, savings, total
 from proxy.store.engine import Store
 from proxy.store.savings import used
 from proxy.types import Target
 
-_NANO = 1e9
 _BLANK = dict.fromkeys(
     (
         *("alias", "attempts", "input_tokens", "output_tokens", "cost_usd", "unpriced"),
@@ -62,12 +62,12 @@ def _totals(found: Sequence[Savings]) -> dict[str, Any]:
         "attempts": sum(each.attempts for each in found),
         "input_tokens": sum(each.input_tokens for each in found),
         "output_tokens": sum(each.output_tokens for each in found),
-        "cost_usd": _usd(total(each.actual for each in found)),
+        "cost_usd": dollars(total(each.actual for each in found)),
         "unpriced": sum(each.unpriced for each in found),
-        "cheapest_usd": _usd(total(_nano(each.cheapest) for each in found)),
-        "dearest_usd": _usd(total(_nano(each.dearest) for each in found)),
-        "possible_usd": _usd(total(each.possible for each in found)),
-        "saved_usd": _usd(total(each.saved for each in found)),
+        "cheapest_usd": dollars(total(_nano(each.cheapest) for each in found)),
+        "dearest_usd": dollars(total(_nano(each.dearest) for each in found)),
+        "possible_usd": dollars(total(each.possible for each in found)),
+        "saved_usd": dollars(total(each.saved for each in found)),
     }
 
 
@@ -77,14 +77,14 @@ def _shown(found: Savings) -> dict[str, Any]:
         "attempts": found.attempts,
         "input_tokens": found.input_tokens,
         "output_tokens": found.output_tokens,
-        "cost_usd": _usd(found.actual),
+        "cost_usd": dollars(found.actual),
         "unpriced": found.unpriced,
         "cheapest": _name(found.cheapest),
-        "cheapest_usd": _usd(_nano(found.cheapest)),
+        "cheapest_usd": dollars(_nano(found.cheapest)),
         "dearest": _name(found.dearest),
-        "dearest_usd": _usd(_nano(found.dearest)),
-        "possible_usd": _usd(found.possible),
-        "saved_usd": _usd(found.saved),
+        "dearest_usd": dollars(_nano(found.dearest)),
+        "possible_usd": dollars(found.possible),
+        "saved_usd": dollars(found.saved),
         "targets": [_target(each) for each in found.alternatives],
     }
 
@@ -94,7 +94,7 @@ def _target(each: Alternative) -> dict[str, Any]:
         "provider": each.target.provider,
         "model": each.target.model,
         "served": each.served,
-        "cost_usd": _usd(each.nano),
+        "cost_usd": dollars(each.nano),
         "cost_source": "none" if each.rates is None else each.rates.source,
         "price_version": None if each.rates is None else each.rates.version,
     }
@@ -106,7 +106,3 @@ def _name(each: Alternative | None) -> str | None:
 
 def _nano(each: Alternative | None) -> int | None:
     return None if each is None else each.nano
-
-
-def _usd(nano: int | None) -> float | None:
-    return None if nano is None else nano / _NANO

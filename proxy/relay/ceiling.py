@@ -8,6 +8,7 @@ from decimal import Decimal
 
 from proxy.errors import ErrorReason, GatewayError
 from proxy.metering.pricing import Prices
+from proxy.money import dollars
 from proxy.relay.attribution import MAX_COST
 from proxy.relay.forecast import Volume, forecasts
 from proxy.routing.keypool import KeyPool
@@ -55,11 +56,11 @@ def below(plan: Plan, most: int, cost: Callable[[Target], int | None]) -> Plan:
     found = plan.only(may)
     if not found.targets:
         known = [nano for target in plan.targets if (nano := costs[target]) is not None]
-        least = f"is estimated at {min(known) / 1e9:.9f}" if known else "has no known price"
+        least = f"is estimated at {dollars(min(known)):.9f}" if known else "has no known price"
         raise GatewayError(
             402,
             f"The cheapest target of '{plan.requested_model[:100]}' {least}"
-            f"{' US dollars' if known else ''}, and {HEADER} is {most / 1e9:.9f}.",
+            f"{' US dollars' if known else ''}, and {HEADER} is {dollars(most):.9f}.",
             ErrorReason.FORBIDDEN,
             code="max_cost_exceeded",
             param=HEADER,

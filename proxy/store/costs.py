@@ -15,6 +15,7 @@ from sqlalchemy import bindparam, case, func, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from proxy.bounds import MOST_SUM, saturated
+from proxy.money import dollars
 from proxy.store.columns import FLOAT
 from proxy.store.tables import daily_costs
 from proxy.store.upsert import Insert, insert_into
@@ -161,5 +162,5 @@ def _count(sums: dict[str, int], call: CallRecord) -> None:
 def _row(of: Key, sums: dict[str, int]) -> dict[str, Any]:
     row: dict[str, Any] = dict(zip(_KEY, of, strict=True))
     row |= {name: saturated(total) for name, total in sums.items()}
-    row["total_cost_usd"] = row.pop("nano_usd") / _NANO
+    row["total_cost_usd"] = dollars(row.pop("nano_usd"))
     return row

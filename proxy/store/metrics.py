@@ -21,6 +21,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, case, func, literal_column, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from proxy.money import dollars
 from proxy.store import sources
 from proxy.store.coverage import Piece, cover
 from proxy.store.filters import Filters
@@ -37,7 +38,6 @@ DISTRIBUTIONS = tuple(VALUES)
 PERCENTILES = (50, 95, 99)
 REST: Key = ()
 """The key of all groups that are not told one by one."""
-_NANO = 1e9
 _ATTEMPTS = COUNTS.index("attempts")
 _STEP = 250  # rows that are added up at once: more would keep the event loop for milliseconds
 
@@ -323,8 +323,7 @@ def told(sums: Sums) -> Values:
     values["success_rate"] = row["success"] / judged if judged else None
     for name in ("input_tokens", "output_tokens", "total_tokens"):
         values[name] = known_sum(row[name], row["calls"])
-    nano = known_sum(row["nano_usd"], row["unpriced"])
-    values["cost_usd"] = None if nano is None else nano / _NANO
+    values["cost_usd"] = dollars(known_sum(row["nano_usd"], row["unpriced"]))
     return values
 
 

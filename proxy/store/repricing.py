@@ -9,6 +9,7 @@ import msgspec
 from sqlalchemy import ColumnElement, bindparam, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from proxy.money import dollars
 from proxy.store import costs, rollups
 from proxy.store.engine import Reader
 from proxy.store.spans import Span
@@ -136,7 +137,6 @@ def _nano(usd: float | None) -> int | None:
 
 def _values(row: Row) -> dict[str, Any]:
     money = (row.cost_nano_usd, row.list_cost_nano_usd)
-    dollars = (None if nano is None else nano / _NANO for nano in money)
-    values = (*dollars, row.cost_source, row.price_version)
+    values = (*map(dollars, money), row.cost_source, row.price_version)
     named = {f"new_{name}": value for name, value in zip(_NAMES, values, strict=True)}
     return {"row_id": row.id, **named}

@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from proxy.money import dollars
 from proxy.types import BESIDE, CallRecord
 
 WORDS = {
@@ -52,8 +53,7 @@ def row(call: CallRecord) -> tuple[Any, ...]:
     """The values of ``COLUMNS``."""
     values = msgspec.structs.astuple(call)
     cost, listed = values[_COST : _COST + 2]
-    dollars = (None if cost is None else cost / 1e9, None if listed is None else listed / 1e9)
-    return (*values[:_COST], *dollars, *values[_COST + 2 : _BESIDE])
+    return (*values[:_COST], dollars(cost), dollars(listed), *values[_COST + 2 : _BESIDE])
 
 
 def kept(calls: Sequence[CallRecord]) -> dict[str, Sequence[Any]]:

@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import Select, case, exists, func, literal, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from proxy.money import dollars
 from proxy.store.filters import Filters, where
 from proxy.store.metrics import Values
 from proxy.store.sources import total
@@ -100,12 +101,11 @@ def _by_kind(rows: Sequence[Values]) -> Values:
 def _sum(rows: Sequence[Mapping[str, Any]]) -> Values:
     if not rows:
         return NOTHING
-    nano = _known(rows, "nano_usd")
     return {
         "attempts": sum(row["attempts"] for row in rows),
         **{name: _known(rows, name) for name in _TOKENS},
         "time_ms": _known(rows, "time_ms"),
-        "cost_usd": None if nano is None else nano / _NANO,
+        "cost_usd": dollars(_known(rows, "nano_usd")),
         "unpriced": sum(row["unpriced"] for row in rows),
     }
 
