@@ -37,7 +37,7 @@ from proxy.banner import example
 from proxy.clients import Keyring
 from proxy.clock import now_ms
 from proxy.company import Company
-from proxy.config import client_secret
+from proxy.config import served_secret
 from proxy.keys import ClientKeys
 from proxy.learnt import restore, restore_quotas
 from proxy.log import RequestLog
@@ -122,7 +122,7 @@ def create_app(
 
     calls = Calls(app)
     secret = settings.auth.master_key
-    keyring = Keyring(client_secret(settings) if secret is not None else b"")
+    keyring = Keyring(served_secret(settings))
     return Door(
         calls,
         master_key=secret.get_secret_value() if secret is not None else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from decimal import Decimal
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
@@ -13,11 +14,20 @@ from proxy.limiting import said
 from proxy.money import NANO
 from proxy.periods import period
 
+MOST_BUDGETS = 10
+"""Of one client."""
+
+
+def _told_apart(usd: Decimal) -> Decimal:
+    if usd * NANO < 1:
+        raise ValueError("must be a nano-dollar at least")
+    return usd
+
 
 class KeyBudget(Part):
     """A budget of one client."""
 
-    limit_usd: Annotated[Usd, Field(gt=0)]
+    limit_usd: Annotated[Usd, Field(gt=0), AfterValidator(_told_apart)]
     period: Annotated[str, Lower]
     time_zone: str = "UTC"
     mode: Annotated[Mode, Lower] = "hard"
@@ -55,7 +65,7 @@ def parsed(text: str) -> KeyBudget:
     """The budget that ``20/month`` is, or ``5/24h/soft``. ValueError if it is none."""
     usd, _, rest = text.partition("/")
     span, _, mode = rest.partition("/")
-    told = {"limit_usd": usd, "period": span, "mode": mode or "hard"}
+    told = {"limit_usd": usd, "period": span, "mode": mode if text.count("/") > 1 else "hard"}
     return KeyBudget.model_validate(told)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from proxy import __version__, clientele
-from proxy.budgeting import KeyBudget, of_client, parsed
+from proxy.budgeting import MOST_BUDGETS, KeyBudget, of_client, parsed
 from proxy.clients import ClientLimits
 from proxy.clock import now_ms
 from proxy.config import load
@@ -180,6 +180,8 @@ def _add_keys(command: argparse.ArgumentParser) -> None:
 
 async def _keys(settings: Settings, options: argparse.Namespace) -> str:
     if options.order == "create":
+        if len(options.budget) > MOST_BUDGETS:
+            raise ConfigError([f"a client has {MOST_BUDGETS} budgets at most"])
         ends = None if options.expires_in is None else now_ms() + options.expires_in
         client = new_client(
             options.name,

@@ -6,6 +6,7 @@ module that reads the process's environment.
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import tempfile
@@ -23,6 +24,8 @@ from proxy.loopback import is_loopback
 from proxy.mistakes import nearest, tell
 from proxy.places import state_folder
 from proxy.schema import KNOWN, NEEDS_KEYS, Alias, Settings
+
+_log = logging.getLogger("tollkeeper")
 
 DEFAULT_FILE = Path("config/tollkeeper.yaml")
 
@@ -105,6 +108,18 @@ def client_secret(settings: Settings) -> bytes:
         return _make_key(path)[0].encode()
     except (OSError, ValueError):
         raise ConfigError([f"{path}: the secret of the clients' keys cannot be read"]) from None
+
+
+def served_secret(settings: Settings) -> bytes:
+    """``client_secret`` for a gateway. An open one asks for no key, and serves although its secret
+    cannot be read: until it is started again it knows none."""
+    try:
+        return client_secret(settings)
+    except ConfigError as error:
+        if settings.auth.master_key is not None:
+            raise
+        _log.error("no key of a client is known: %s", "; ".join(error.mistakes))
+        return secrets.token_bytes(32)
 
 
 def _make_key(path: Path) -> tuple[str, bool]:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from proxy.bounds import LONGEST_USER
+from proxy.bounds import LONGEST_ID
 from proxy.clients import Holder
 from proxy.fields import Lower, Part
 from proxy.tags import LONGEST, tags
@@ -38,16 +38,16 @@ class HolderLimits(Part):
     def _sayable(self) -> Self:
         said(self.scope, self.value)
         if not self.model_dump(exclude={"scope", "value"}, exclude_none=True):
-            raise ValueError("no limit is named: one of rpm, rph, rpd, tpm, tph, tpd, parallel")
+            raise ValueError("no limit is named, such as rpm, tpd or parallel")
         return self
 
 
 def said(scope: str, value: str) -> None:
     """ValueError where no call can have such a user, or such a tag."""
     if scope == "tag" and tags((value,)) != (value,):
-        raise ValueError(f"value: a tag has up to {LONGEST} characters, and no comma")
-    if scope == "user" and not 0 < len(value.strip()) == len(value) <= LONGEST_USER:
-        raise ValueError(f"value: a user's id has up to {LONGEST_USER} characters")
+        raise ValueError(f"value: up to {LONGEST} characters, no comma, no space around them")
+    if scope == "user" and not 0 < len(value.strip()) == len(value) <= LONGEST_ID:
+        raise ValueError(f"value: up to {LONGEST_ID} characters, no space around them")
 
 
 def _distinct(limits: list[HolderLimits]) -> list[HolderLimits]:

@@ -16,6 +16,7 @@ _MANY: TypeAdapter[list[BudgetSettings]] = TypeAdapter(Budgets)
     [
         ({"limit_usd": 0}, "greater than 0"),
         ({"limit_usd": -1}, "greater than"),
+        ({"limit_usd": "0.0000000001"}, "nano-dollar"),
         ({"limit_usd": float("nan")}, "finite"),
         ({"limit_usd": float("inf")}, "finite"),
         ({"limit_usd": True}, "number"),
@@ -28,8 +29,8 @@ _MANY: TypeAdapter[list[BudgetSettings]] = TypeAdapter(Budgets)
         ({"value": "groq"}, "value"),
         ({"scope": "planet", "value": "earth"}, "provider"),
         ({"scope": "user"}, "value"),
-        ({"scope": "user", "value": " ann"}, "user's id"),
-        ({"scope": "user", "value": "a" * 129}, "user's id"),
+        ({"scope": "user", "value": " ann"}, "no space"),
+        ({"scope": "user", "value": "a" * 129}, "128 characters"),
         ({"scope": "tag", "value": "a,b"}, "no comma"),
         ({"scope": "tag", "value": "a" * 65}, "64 characters"),
         ({"name": "two words"}, "letters"),

@@ -310,11 +310,18 @@ def test_a_limit_that_cannot_be_is_named(text: str, capsys: pytest.CaptureFixtur
     assert "rpm, rph, rpd, tpm, tph, tpd, parallel, max_body, max_output_tokens" in err
 
 
-@pytest.mark.parametrize("text", ["20", "20/year", "-1/day", "/day", "20/day/firm", "many/day"])
+@pytest.mark.parametrize(
+    "text", ["20", "20/year", "-1/day", "/day", "20/day/firm", "2/day/", "many/day"]
+)
 def test_a_budget_that_cannot_be_is_named(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["keys", "create", "ann", f"--budget={text}"])
     assert f"got {text}" in capsys.readouterr().err
+
+
+def test_a_client_has_no_more_budgets_than_over_http(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["keys", "create", "ann", *["--budget", "1/day"] * 11]) == 1
+    assert capsys.readouterr().err == "a client has 10 budgets at most\n"
 
 
 def test_a_client_is_let_in_with_the_budgets_that_were_given(

@@ -25,7 +25,7 @@ def test_a_limit_is_of_a_user_or_of_a_tag() -> None:
         ({"scope": "client"}, "'user' or 'tag'"),
         ({"value": ""}, "at least 1"),
         ({"value": "a,b", "scope": "tag"}, "no comma"),
-        ({"value": "ann "}, "user's id"),
+        ({"value": "ann "}, "no space"),
         ({"rpm": 0}, "greater than"),
         ({"rpm": None}, "no limit"),
         ({"max_body": 10}, "max_body"),

@@ -94,7 +94,12 @@ class Door:
 
     def _known_client(self, scope: Scope) -> Caller:
         """Who shows a key that is not asked for: its calls are its own, its limits hold."""
-        key = _key(scope["headers"]) if scope["path"].startswith("/v1/") else None
+        if not scope["path"].startswith("/v1/"):
+            return _NOBODY
+        try:
+            key = _key(scope["headers"])
+        except GatewayError:  # two of them: neither is asked for
+            return _NOBODY
         if key is None or not key.startswith(PREFIX):
             return _NOBODY
         client = self._keyring.find(key, now_ms())

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from proxy.api.body import bad, told
 from proxy.api.budgets import terms
-from proxy.budgeting import KeyBudget, of_client
+from proxy.budgeting import MOST_BUDGETS, KeyBudget, of_client
 from proxy.clients import Client, ClientLimits
 from proxy.clock import now_ms, rfc3339
 from proxy.errors import ErrorReason, GatewayError
@@ -43,7 +43,7 @@ class Terms(BaseModel):
     models: Texts = []
     providers: Texts = []
     tags: Texts = []
-    budgets: Annotated[list[KeyBudget], Field(max_length=10)] = []
+    budgets: Annotated[list[KeyBudget], Field(max_length=MOST_BUDGETS)] = []
     expires_at: Text | None = None
     limits: dict[str, Any] = {}
 

@@ -2,7 +2,7 @@
 
 A member that is not listed here is refused, so that no prompt and no answer is kept by mistake;
 where they are to be kept they have members of their own.
-The answer is 201 and the id; the row is written within a second, by the batch writer.
+The answer is 201 and the id; the row is written by the batch writer, within a second or two.
 """
 
 from __future__ import annotations

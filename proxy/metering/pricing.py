@@ -265,7 +265,7 @@ class Prices:
         return Quote(amount, rates.source, rates.version, by_list)
 
     def estimate(self, target: Target, given: int, made: int) -> int | None:
-        """Nano-dollars of a prompt and an answer; None where nobody knows, or was asked yet."""
+        """Nano-dollars of a prompt and an answer; None where nobody knows, or not yet."""
         rates = self._configured(target.provider, target.model, None)
         if rates is None and self._references.get(target.provider):
             rates, until = self._listed.get((target.provider, target.model), (None, 0.0))

@@ -146,7 +146,7 @@ class Shipper:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_POLL):
                     await self._wake.wait()
-                await asyncio.sleep(self._pause)
+            await asyncio.sleep(self._pause)
             self._wake.clear()
             async with self._shipping:
                 begin = monotonic()
@@ -184,8 +184,8 @@ class Shipper:
                 return False
             if not self._in_step:
                 self._tails.clear()
-                self._waiting.clear()
                 self._positions = await self._load()
+                self._waiting.clear()
                 self._in_step = True
             batch = await asyncio.to_thread(self._gather)
             if batch.moves:

@@ -14,7 +14,7 @@ from itertools import chain
 
 import msgspec
 
-from proxy.bounds import LONGEST_USER
+from proxy.bounds import LONGEST_ID
 from proxy.clients import Client
 from proxy.metering.attempt import Attribution
 from proxy.relay.inbound import Inbound
@@ -120,12 +120,12 @@ def _masked(text: str, redact: Callable[[str], str]) -> str | None:
 
 
 def _short(text: str) -> str | None:
-    return text.strip()[:LONGEST_USER].replace("\x00", "") or None
+    return text.strip()[:LONGEST_ID].replace("\x00", "") or None
 
 
 @lru_cache(maxsize=256)
 def _tool(agent: bytes) -> str | None:
-    text = agent[:LONGEST_USER].decode("latin-1").lower()
+    text = agent[:LONGEST_ID].decode("latin-1").lower()
     return next((tool for start, tool in TOOLS if text.startswith(start)), None)
 
 

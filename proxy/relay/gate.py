@@ -128,7 +128,9 @@ class Entry:
             answer *= answers
         self._tickets += self._gate.tickets(who)
         for ticket in self._tickets:
-            await ticket.admit(prompt, answer)
+            ticket.take(prompt, answer)
+        for ticket in self._tickets:  # nothing is claimed of others that is refused here
+            await ticket.claim()
 
     def end(self, meter: Meter) -> None:
         """It is over, however it ended. Only the first time counts."""

@@ -38,9 +38,9 @@ class Ticket:
         self._claimed: list[Sliding] = []
         self._at = 0
 
-    async def admit(self, prompt: int, answer: int | None) -> None:
-        """Count it; ``prompt`` is the tokens that its prompt is expected to have, ``answer`` those
-        that it asks for at most.
+    def take(self, prompt: int, answer: int | None) -> None:
+        """Count it here; ``prompt`` is the tokens that its prompt is expected to have, ``answer``
+        those that it asks for at most.
 
         GatewayError 400 where it asks for more output than it may, 429 over any other limit.
         """
@@ -59,7 +59,11 @@ class Ticket:
         if isinstance(use, Shortage):
             raise self._full(use)
         self._use = use
-        if self._state is not None and self._state.available:
+
+    async def claim(self) -> None:
+        """Count it for all who share the state. GatewayError 429 where others have used it up."""
+        use, quota = self._use, self.quota
+        if use is not None and self._state is not None and self._state.available:
             if quota.limits.parallel is not None:
                 await self._hold(self._state, use, quota.limits.parallel)
             if quota.windows:

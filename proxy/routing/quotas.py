@@ -20,6 +20,10 @@ from proxy.routing.limits import DAY, HOUR, MINUTE, Counter, Limit, Sliding, Slo
 GUESS = 1000
 """Tokens of an answer whose length nobody has limited, or a tenth of the tightest limit."""
 
+BELIEVED = 1.0
+"""Seconds for which nobody asks again after the others had used a window up: a call that is counted
+there may yet be turned away by another limit, and be given back."""
+
 Kind = Literal["requests", "tokens"]
 _WINDOWS: dict[str, tuple[Kind, int]] = {
     "rpm": ("requests", MINUTE),
@@ -90,6 +94,7 @@ class Quota:
         self._by_kind: list[tuple[Kind, list[Sliding]]] = []
         self._most = self._guess = 0
         self._others: dict[Sliding, int] = {}  # what others use of a window, as last heard
+        self._ends: dict[Sliding, float] = {}  # until when they said that it is used up
 
     def allow(self, limits: ClientLimits, part: float) -> None:
         """Hold to these limits, and to this part of each. What was counted stays counted."""
@@ -133,6 +138,8 @@ class Quota:
         worst = Shortage(name, slots.amount, slots.used, 1, slots.wait(now, tokens))
         for name, window in self.windows.items():
             wait = window.wait(now, tokens)
+            if window.blocked_until > now:
+                wait = max(wait, self._ends.get(window, 0.0) - now)
             if wait > worst.wait:
                 used = window.room if window.blocked_until > now else window.used
                 needs = tokens if window.limit.kind == "tokens" else 1
@@ -155,7 +162,8 @@ class Quota:
                 amount, known = window.limit.amount, window.used + self._others.get(window, 0)
                 return Shortage(name, amount, max(known, amount - tokens + 1), tokens, wait)
             if window.name == window_name:
-                window.blocked_until = now + wait
+                window.blocked_until = now + min(wait, BELIEVED)
+                self._ends[window] = now + wait
         return self.shortage(now, tokens)
 
     def standings(self, now: float) -> list[Standing]:
@@ -169,7 +177,7 @@ class Quota:
                 if left < remaining:
                     tightest, remaining, reset = window, left, resets
             if tightest.blocked_until > now:
-                remaining, reset = 0, max(reset, tightest.blocked_until - now)
+                remaining, reset = 0, max(reset, self._ends.get(tightest, now) - now)
             found.append(Standing(kind, tightest.limit.amount, max(0, remaining), reset))
         return found
 

@@ -146,8 +146,14 @@ class Member(asyncio.Protocol):
         if not windows and probe is None:
             return None
         id = next(self._ids)
+
+        def late(found: Claimed | None) -> None:
+            if found is not None and found.denial is None:
+                for each in windows:
+                    self.settle(each.name, each.seconds, each.start, -each.cost, found.at)
+
         found: Claimed | None = await self._exchange(
-            id, Claim(id, places, windows, probe, probe_ms)
+            id, Claim(id, places, windows, probe, probe_ms), late
         )
         if found is None:
             return None
@@ -161,7 +167,12 @@ class Member(asyncio.Protocol):
     async def hold(self, name: str, limit: int, token: str) -> bool:
         """Take a slot, as ``Shared.hold``."""
         id = next(self._ids)
-        found: Held | None = await self._exchange(id, Hold(id, name, limit, token))
+
+        def late(found: Held | None) -> None:
+            if found is not None and found.granted:
+                self.free(name, token)
+
+        found: Held | None = await self._exchange(id, Hold(id, name, limit, token), late)
         return found is None or found.granted
 
     def free(self, name: str, token: str) -> None:
@@ -188,21 +199,30 @@ class Member(asyncio.Protocol):
         transport.write(frame(message))
         return True
 
-    async def _exchange(self, id: int, question: Claim | Hold | Count | Ask) -> Any:
-        """What is answered; None where that takes too long."""
+    async def _exchange(
+        self,
+        id: int,
+        question: Claim | Hold | Count | Ask,
+        late: Callable[[Any], None] = lambda _: None,
+    ) -> Any:
+        """What is answered; None where that takes too long. ``late`` is told of one that comes when
+        whoever asked has left."""
         if not self._send(question):
             return None
         answer = self._waiting[id] = asyncio.get_running_loop().create_future()
+        answer.add_done_callback(lambda _: self._waiting.pop(id, None))
         try:
             async with asyncio.timeout(PATIENCE_SECONDS):
-                return await answer
+                return await asyncio.shield(answer)
+        except asyncio.CancelledError:
+            answer.add_done_callback(lambda answer: late(answer.result()))
+            raise
         except TimeoutError:
+            self._waiting.pop(id, None)
             if self.available:
                 self.available = False
                 self._away(self._nodes)
             return None
-        finally:
-            self._waiting.pop(id, None)
 
     def _release(self) -> None:
         for answer in self._waiting.values():

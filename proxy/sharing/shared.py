@@ -16,7 +16,8 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from itertools import count, islice
+from functools import partial
+from itertools import count
 from typing import Any
 
 from proxy.clock import monotonic, now_ms
@@ -24,7 +25,6 @@ from proxy.sharing.calls import Call, Calls, denial, rests
 from proxy.sharing.link import (
     CONNECT_SECONDS,
     FAILURES,
-    TURNS,
     Link,
     address,
     cause,
@@ -32,6 +32,7 @@ from proxy.sharing.link import (
     patience,
 )
 from proxy.sharing.outbox import Outbox
+from proxy.sharing.turns import Turns
 from proxy.sharing.types import Denial, Granted, Rest, Settlement, WindowClaim
 
 REFRESH_SECONDS = 1.0
@@ -45,9 +46,6 @@ BACKOFF = (0.5, 10.0)
 
 STEADY_SECONDS = 10.0
 """A server that stayed for so long is trusted again: the back-off starts anew."""
-
-CLAIMS = 100
-"""Claims in one round trip."""
 
 WINDOWS = 100
 """Windows counted in one round trip of ``snapshot``."""
@@ -85,8 +83,7 @@ class Shared:
         self._exchanging = asyncio.Lock()
         self._link: Link | None = None
         self._lost: Link | None = None
-        self._turns = asyncio.Semaphore(TURNS)
-        self._waiting: dict[asyncio.Future[Any], Call] = {}
+        self._turns = Turns(self._leave)
         self._wake = asyncio.Event()
         self._present = asyncio.Event()
         self._known: dict[str, Rest] = {}
@@ -121,7 +118,7 @@ class Shared:
         """Send what is queued, once, and take leave of the other nodes."""
         link, self._link = self._link, None
         self._present.clear()
-        self._release()
+        self._turns.release()
         await self._bury()
         if link is not None:
             with suppress(*FAILURES):
@@ -145,13 +142,19 @@ class Shared:
         the server ``counted`` is told; without a word nothing was counted, and there is nothing to
         ``settle``. A denial counts nothing and takes no probe.
 
-        It takes one round trip; where ``TURNS`` are on their way, it waits for one of them and
+        It takes one round trip; where several are on their way, it waits for one of them and
         shares the next with all that wait. Neither takes longer than ``timeout``.
         """
         if not (places or windows or probe is not None):
             return None
         claim = self._calls.claim(places, windows, probe, probe_ms, self.token())
-        reply = await self._ask(claim)
+
+        def late(reply: Any) -> None:
+            if reply is not None and reply[0] == 0:
+                for each in windows:
+                    self.settle(each.name, each.seconds, each.start, -each.cost, reply[1])
+
+        reply = await self._ask(claim, late)
         if reply is None:
             return None
         if reply[0] == 0 and counted is not None:
@@ -167,42 +170,17 @@ class Shared:
         if self._link is not None and self._outbox.frees:
             with suppress(*FAILURES):  # the next question will meet them, too
                 await self._exchange(self._link, refresh=False)
-        granted: int | None = await self._ask(self._calls.hold(name, limit, token))
+        late = partial(self._free_late, name, token)
+        granted: int | None = await self._ask(self._calls.hold(name, limit, token), late)
         return granted != 0
 
-    async def _ask(self, call: Call) -> Any:
+    def _free_late(self, name: str, token: str, granted: int | None) -> None:
+        if granted:
+            self.free(name, token)
+
+    async def _ask(self, call: Call, late: Callable[[Any], None]) -> Any:
         """The reply to a call; None where there is nobody to ask, or none came in time."""
-        if self._link is None:
-            return None
-        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._waiting[answer] = call
-        try:
-            async with self._turns:
-                if answer in self._waiting:
-                    await self._take_turn(self._link)
-            return await answer
-        finally:
-            self._waiting.pop(answer, None)
-
-    async def _take_turn(self, link: Link) -> None:
-        """Ask for the first that wait. What gets no answer is for the local state."""
-        batch = dict(islice(self._waiting.items(), CLAIMS))
-        for answer in batch:
-            del self._waiting[answer]
-        try:
-            for answer, reply in zip(batch, await link.send([*batch.values()]), strict=True):
-                _answer(answer, reply)
-        except FAILURES as error:
-            self._leave(error, link)
-        finally:
-            for answer in batch:
-                _answer(answer, None)
-
-    def _release(self) -> None:
-        """Nobody waits for a server that is away."""
-        for answer in self._waiting:
-            _answer(answer, None)
-        self._waiting.clear()
+        return None if self._link is None else await self._turns.ask(self._link, call, late)
 
     # Queued for the loop.
 
@@ -376,7 +354,7 @@ class Shared:
             return  # a straggler: that link was left already
         self._link, self._lost = None, link
         self._present.clear()
-        self._release()
+        self._turns.release()
         if monotonic() - self._returned > STEADY_SECONDS:
             self._delay = BACKOFF[0]
         _log.warning(
@@ -393,8 +371,3 @@ class Shared:
         if self._lost is not None:
             await self._lost.close()
             self._lost = None
-
-
-def _answer(answer: asyncio.Future[Any], reply: Any) -> None:
-    if not answer.done():
-        answer.set_result(reply)

@@ -17,6 +17,10 @@ _GRAINS = {60: 1000, 3600: 60_000, 86_400: 60_000}
 """By the seconds of a window, the milliseconds whose calls are counted as one."""
 
 
+_ELSEWHERE = ("/track/inference", "python")
+"""The endpoints of calls that did not pass through a gateway."""
+
+
 class Used(NamedTuple):
     """Calls made about ``timestamp`` (UTC milliseconds). ``key_id`` None: without a key."""
 
@@ -83,6 +87,9 @@ async def used_by(
         .where(
             table.timestamp >= now - seconds * 1000,
             table.status != "rejected",
+            table.endpoint.not_in(_ELSEWHERE),
+            # Who left before a provider was called used nothing.
+            (table.status != "cancelled") | table.response_time_ms.is_not(None),
             named.in_(names),
         )
         .group_by(named, _grain(connection, _GRAINS[seconds]))

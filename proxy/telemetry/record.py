@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from proxy.bounds import MOST_TOKENS, MOST_USD
+from proxy.bounds import LONGEST_ID, MOST_TOKENS, MOST_USD
 from proxy.clock import new_id
 from proxy.content import Content
 from proxy.errors import ErrorReason
@@ -24,7 +24,6 @@ from proxy.types import BESIDE, CallRecord
 
 LEVELS = ("metadata", "full", "none")
 
-_LONGEST = 128
 """Characters of a user."""
 _NAMES = ("invocation_id", "model_name", "provider")
 _TEXTS = (
@@ -158,7 +157,7 @@ def call(
         "tool_name": record.tool_name,
         "session_id": record.session_id,
         "trace_id": record.trace_id,
-        "user_id": None if record.user_id is None else redact(record.user_id)[:_LONGEST],
+        "user_id": None if record.user_id is None else redact(record.user_id)[:LONGEST_ID],
         "tags": written(tags(map(redact, _told_tags(record)))),
         "is_stream": record.time_to_first_token_ms is not None,
         "status": record.status,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from proxy.metering import pricing
 from proxy.metering.pricing import Free, Pair, Prices, Quote, Rates, Tier, cost, nano_dollars
-from proxy.types import Usage
+from proxy.types import Target, Usage
 
 LLAMA = Rates(input=590_000_000, output=790_000_000)
 UNPRICED = Quote(None, "none", None)
@@ -322,6 +322,26 @@ async def test_the_users_table_beats_free_and_the_catalogue(catalogue: Catalogue
 async def test_a_free_provider_costs_nothing_without_asking() -> None:
     assert prices().quote("ollama", "llama3.2", USED) == FREE
     assert prices().quote("ollama", "llama3.2", Usage(output_tokens=1)) == FREE
+
+
+@pytest.mark.parametrize("given", [0, 10, 100, 101, 201, 10**6])
+@pytest.mark.parametrize("made", [0, 7, 10**6])
+async def test_an_estimate_is_what_such_a_call_would_cost(
+    given: int, made: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    book = prices({"lab/*": Entry(input=0.5, output=1.5)})
+    tiers = (Tier(above=100, input=30, output=40), Tier(above=200, input=50, output=60))
+    rates = Rates(input=10, output=20, tiers=tiers)
+    book._listed["groq", "llama"] = rates, pricing.monotonic() + 60
+    usage = Usage(input_tokens=given, output_tokens=made, total_tokens=given + made)
+    for target in (Target("groq", "llama"), Target("lab", "x"), Target("ollama", "x")):
+        quote = book.quote(target.provider, target.model, usage)
+        assert quote is not None
+        assert book.estimate(target, given, made) == quote.cost_nano_usd
+    assert book.estimate(Target("never-heard-of", "x"), given, made) is None
+    later = pricing.monotonic() + 61
+    monkeypatch.setattr(pricing, "monotonic", lambda: later)
+    assert book.estimate(Target("groq", "llama"), given, made) is None
 
 
 async def test_a_provider_without_reference_has_no_price() -> None:

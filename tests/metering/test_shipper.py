@@ -6,6 +6,7 @@ import os
 import random
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -266,6 +267,48 @@ async def test_what_waits_is_known_at_every_moment(
             case _:
                 assert process.shipper.queued() == (ended - len(database.rows) if ended else 0)
     assert ended > 50
+
+
+async def test_what_is_asked_while_the_positions_are_loaded_spoils_nothing(
+    process: Process, database: Database
+) -> None:
+    for number in range(3):
+        process.end(str(number))
+    database.mute = ConnectionError("lost")  # it was committed, and nobody heard
+    await process.shipper._ship()
+    positions = database.positions
+
+    async def slowly() -> dict[str, int]:
+        assert process.shipper.queued() == 3  # as far as anybody knows
+        return await positions()
+
+    process.shipper._load = slowly
+    await process.ship()
+    assert process.shipper.queued() == 0
+    process.end("after")
+    assert process.shipper.queued() == 1
+
+
+async def test_another_process_cannot_make_it_write_more_often(
+    process: Process, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody wakes it for what others append."""
+    other = Process(process.folder, database, elected=False)
+    begun: list[float] = []
+    flush = database.flush
+
+    async def slowly(*given: Any) -> None:
+        begun.append(asyncio.get_running_loop().time())
+        await asyncio.sleep(0.02)
+        await flush(*given)
+
+    process.shipper._flush = slowly
+    process.shipper._pauses = (0.001, 0.3)
+    async with shipping(process):
+        for number in range(3):
+            other.end(str(number))
+            await until(lambda number=number: len(database.rows) == number + 1)
+    assert [later - earlier > 0.25 for earlier, later in pairwise(begun)] == [True, True]
 
 
 async def test_draining_gives_up_in_time_and_leaves_the_rest(

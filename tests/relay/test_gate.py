@@ -218,6 +218,21 @@ async def test_what_others_have_used_up_is_refused_and_not_asked_for_again() -> 
     assert (await told(entry))["x-ratelimit-remaining-requests"] == "0"
 
 
+async def test_what_is_refused_here_is_claimed_of_nobody() -> None:
+    state = State()
+    gate = Gate(state)  # type: ignore[arg-type]
+    gate.configure(limited({"user": "ann", "rpm": 1}))
+    by_ann = Attribution(user_id="ann")
+    await enter(gate, rpd=10).admit(by_ann, 1, 1, Asked())
+    assert [[each.name for each in claim] for claim in state.claims] == [
+        ["client:ck-1:requests:86400"],
+        ["user:ann:requests:60"],
+    ]
+    with pytest.raises(GatewayError, match="the user 'ann'"):
+        await enter(gate, rpd=10).admit(by_ann, 1, 1, Asked())
+    assert len(state.claims) == 2
+
+
 async def test_where_others_used_the_tokens_a_smaller_call_may_still_go() -> None:
     state = State()
     gate = Gate(state)  # type: ignore[arg-type]

@@ -25,7 +25,8 @@ class Office:
 
     async def ticket(self, prompt: int = 1, answer: int | None = 1) -> Ticket:
         made = Ticket(self.holder, self.quota, None)
-        await made.admit(prompt, answer)
+        made.take(prompt, answer)
+        await made.claim()
         return made
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from proxy.clients import ClientLimits
 from proxy.routing.limits import DAY, HOUR, MINUTE
-from proxy.routing.quotas import GUESS, Quota, Quotas, Shortage, Use
+from proxy.routing.quotas import BELIEVED, GUESS, Quota, Quotas, Shortage, Use
 
 ORIGIN = 5000.0
 """Where the monotonic clock stands when a test begins: nowhere in particular."""
@@ -159,6 +159,19 @@ def test_a_part_of_each_limit_is_kept_to_while_others_cannot_be_asked() -> None:
     assert quotas.of(("client", "ck-2"), ClientLimits(rpm=8)).windows["rpm"].room == 2
     quotas.share(1.0)
     assert (mine.windows["rpm"].room, mine.slots.amount) == (10, 5)
+
+
+def test_others_are_asked_again_soon_though_their_window_is_full_for_long() -> None:
+    """What fills it may be given back."""
+    mine = quota(rpd=5)
+    short = mine.denied("client:ck-1:requests:86400", 80_000, ORIGIN, 1)
+    assert (short.limit, short.used, short.wait) == ("rpd", 5, 80_000)
+    again = mine.take(ORIGIN + BELIEVED / 2, 1)
+    assert isinstance(again, Shortage)
+    assert again.wait == pytest.approx(80_000 - BELIEVED / 2)
+    (standing,) = mine.standings(ORIGIN + BELIEVED / 2)
+    assert (standing.remaining, standing.reset) == (0, pytest.approx(80_000 - BELIEVED / 2))
+    assert isinstance(mine.take(ORIGIN + BELIEVED, 1), Use)
 
 
 def test_what_was_used_before_the_process_began_counts_where_it_should() -> None:

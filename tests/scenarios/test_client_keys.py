@@ -166,8 +166,16 @@ async def test_an_open_gateway_asks_for_no_key_and_knows_those_that_it_gave(
                 assert answer.status_code == 200
                 row = await gateway.attempt(answer.headers["x-request-id"])
                 assert row["client_id"] is None
+            two = {"authorization": f"Bearer {made['key']}", "x-api-key": "whatever"}
+            assert (await gateway.chat("lab/json", headers=two)).status_code == 200
+            late = await let_in(gateway, expires_at="2026-01-01T00:00:00Z")
             await gateway.client.delete(f"/admin/keys/{made['id']}")
-            assert (await ask(gateway, made["key"], "lab/json")).status_code == 401
+            for key in (late["key"], made["key"]):
+                assert (await ask(gateway, key, "lab/json")).status_code == 401
+                assert (await by(gateway, key, "GET", "/stats")).status_code == 200
+            settings = load(gateway.database.parent / "tollkeeper.yaml", {}, {})
+            said = await clientele.create(settings, new_client("by hand", limits={"rpm": 1}))
+            await _until(gateway, said.splitlines()[1], 429)
 
 
 async def test_what_the_command_line_does_holds_for_a_gateway_that_runs(gateway: Gateway) -> None:

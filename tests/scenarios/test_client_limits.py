@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 import pytest_asyncio
+import yaml
 from openai import AsyncOpenAI, RateLimitError
 
 from proxy import clientele
@@ -267,6 +268,27 @@ async def test_a_user_and_a_tag_have_limits_of_their_own_also_after_a_restart(
             assert both.status_code == 429
 
 
+async def test_limits_of_users_follow_a_reload(tmp_path: Path) -> None:
+    async with upstream_server() as upstream:
+        upstream.script = completion()
+        async with running(tmp_path, config(upstream)) as gateway:
+            file = gateway.database.parent / "tollkeeper.yaml"
+            whole = yaml.safe_load(file.read_text())
+
+            async def ask_with(*limits: dict[str, Any]) -> tuple[int, str | None]:
+                file.write_text(yaml.safe_dump({**whole, "limits": list(limits)}))
+                assert (await gateway.client.post("/admin/reload")).status_code == 200
+                answer = await gateway.chat("lab/json", user="ann")
+                return answer.status_code, told(answer).get("remaining-requests")
+
+            ann = {"scope": "user", "value": "ann"}
+            assert await ask_with() == (200, None)
+            assert await ask_with({**ann, "rpm": 2}) == (200, "1")
+            assert await ask_with({**ann, "rpm": 1}) == (429, "0")
+            assert await ask_with({**ann, "rpm": 4}) == (200, "2")
+            assert await ask_with() == (200, None)
+
+
 async def shared_by_all(
     clients: list[httpx.AsyncClient], upstream: Upstream, rate: str, parallel: str
 ) -> None:
@@ -296,6 +318,7 @@ async def shared_by_all(
     async with asyncio.TaskGroup() as tasks:
         calls = [tasks.create_task(status(client, parallel)) for client in clients]
         await until(lambda: sum(call.done() for call in calls) == len(calls) - 1)
+        await until(lambda: upstream.calls)
         assert len(upstream.calls) == 1
         go.set()
     assert Counter(call.result() for call in calls) == {200: 1, 429: len(calls) - 1}

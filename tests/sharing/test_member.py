@@ -99,6 +99,28 @@ async def test_a_limit_holds_for_both_and_what_was_used_is_settled() -> None:
         assert await other.member.claim([], [TWO]) is None
 
 
+async def test_who_leaves_as_it_claims_leaves_nothing_behind() -> None:
+    async with company() as (turning, one, other):
+        for ask in (
+            lambda: one.member.claim([], [TWO]),
+            lambda: one.member.hold("s", 1, "t"),
+        ):
+            turning.go.clear()
+            await asyncio.sleep(0.1)  # for the turn that it is in
+            task = asyncio.create_task(ask())
+            await asyncio.sleep(0.01)
+            task.cancel()
+            turning.go.set()
+            await asyncio.gather(task, return_exceptions=True)
+            assert task.cancelled()
+        async with asyncio.timeout(5):
+            while (await one.member.snapshot())[1] != {"w": 0}:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            while not await other.member.hold("s", 1, "u"):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert not one.member._waiting
+
+
 async def test_what_one_says_of_rests_the_other_hears() -> None:
     async with company() as (_, one, other):
         one.member.rest(REST)

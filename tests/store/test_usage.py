@@ -139,6 +139,20 @@ async def test_a_clients_requests_are_counted_once_and_their_tokens_all(store: S
     assert sum(use.requests for use in hour) == 2
 
 
+async def test_what_no_gateway_sent_is_not_counted(store: Store) -> None:
+    await store.write(
+        [
+            made(5, request_id="a", user_id="ann", endpoint="/track/inference"),
+            made(5, request_id="b", user_id="ann", endpoint="python"),
+            made(5, request_id="c", user_id="ann", status="cancelled", response_time_ms=None),
+            made(5, request_id="d", user_id="ann", status="cancelled", response_time_ms=3.0),
+        ]
+    )
+    async with store.reader() as connection:
+        found = await used_by(connection, "user", ["ann"], MINUTE, NOW)
+    assert [use.requests for use in found] == [1]
+
+
 async def test_users_and_tags_are_counted_by_their_names(store: Store) -> None:
     await store.write(
         [
