@@ -80,9 +80,9 @@ class Door:
             raise _unauthorized("No API key was sent. Send 'Authorization: Bearer KEY'.")
         if hmac.compare_digest(sha256(key).digest(), self._digest):
             return _MASTER
-        client = self._keyring.find(key, now_ms())
-        if not isinstance(client, Client):
-            raise _unauthorized(_REFUSALS[client])
+        caller = self._client(key)
+        if caller is None:
+            raise _unauthorized(_REFUSALS["unknown"])
         if not scope["path"].startswith("/v1/"):
             raise GatewayError(
                 403,
@@ -90,7 +90,7 @@ class Door:
                 ErrorReason.FORBIDDEN,
                 code="master_key_needed",
             )
-        return Caller(client.id, client)
+        return caller
 
     def _known_client(self, scope: Scope) -> Caller:
         """Who shows a key that is not asked for: its calls are its own, its limits hold."""
@@ -100,13 +100,17 @@ class Door:
             key = _key(scope["headers"])
         except GatewayError:  # two of them: neither is asked for
             return _NOBODY
-        if key is None or not key.startswith(PREFIX):
+        if key is None or not key.startswith(PREFIX):  # whatever a program has in its settings
             return _NOBODY
+        return self._client(key) or _NOBODY
+
+    def _client(self, key: bytes) -> Caller | None:
+        """Whose key it is, None where nobody's. GatewayError where it opens nothing any more."""
         client = self._keyring.find(key, now_ms())
         if isinstance(client, Client):
             return Caller(client.id, client)
-        if client == "unknown":  # whatever a program has in its settings
-            return _NOBODY
+        if client == "unknown":
+            return None
         raise _unauthorized(_REFUSALS[client])
 
     def _check_local(self, headers: list[tuple[bytes, bytes]]) -> None:

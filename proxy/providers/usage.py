@@ -73,11 +73,9 @@ def _told(raw: Mapping[str, Any], given: Mapping[str, Any], made: Mapping[str, A
     written = first(given, "cache_write_tokens", "cache_creation_tokens")
     if written is None:
         written = first(raw, "cache_creation_input_tokens")
-    prompt, missed = first(raw, "prompt_tokens"), first(raw, "prompt_cache_miss_tokens")
-    own = first(raw, "input_tokens")
-    given_tokens = prompt if prompt is not None else own if own is not None else missed
+    prompt, own = first(raw, "prompt_tokens"), first(raw, "input_tokens")
     return _Told(
-        given=given_tokens,
+        given=first(raw, "prompt_tokens", "input_tokens", "prompt_cache_miss_tokens"),
         made=first(raw, "completion_tokens", "output_tokens"),
         total=tokens(raw.get("total_tokens")),
         read=read,

@@ -57,8 +57,6 @@ class Gate:
 
     def tickets(self, who: Attribution) -> list[Ticket]:
         """One for the user of a call, and for each of its tags, that has limits."""
-        if not self._limits:
-            return []
         holders: list[Holder] = [("tag", tag) for tag in who.tags]
         if who.user_id is not None:
             holders.insert(0, ("user", who.user_id))
@@ -151,8 +149,9 @@ class Entry:
         """As OpenAI tells them: https://platform.openai.com/docs/guides/rate-limits. Of several
         limits of a kind, the one of which the least is left."""
         tightest: dict[str, Standing] = {}
+        now = monotonic()
         for ticket in self._tickets:
-            for each in ticket.quota.standings(monotonic()):
+            for each in ticket.quota.standings(now):
                 least = tightest.setdefault(each.kind, each)
                 if each.remaining < least.remaining:
                     tightest[each.kind] = each

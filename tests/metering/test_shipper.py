@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import random
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from itertools import pairwise
@@ -35,6 +36,20 @@ def database() -> Database:
 @pytest.fixture
 def process(tmp_path: Path, database: Database) -> Process:
     return Process(tmp_path / "journal", database)
+
+
+@pytest.fixture
+def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What was slept for, in seconds; it takes a millisecond each."""
+    seconds: list[float] = []
+    sleep = asyncio.sleep
+
+    async def note(asked: float) -> None:
+        seconds.append(asked)
+        await sleep(0.001)
+
+    monkeypatch.setattr(shipper.asyncio, "sleep", note)
+    return seconds
 
 
 @asynccontextmanager
@@ -175,23 +190,14 @@ async def test_an_answer_that_was_lost_writes_nothing_twice(
 
 
 async def test_tries_are_ever_farther_apart(
-    process: Process, database: Database, monkeypatch: pytest.MonkeyPatch
+    process: Process, database: Database, slept: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slept: list[float] = []
-    sleep = asyncio.sleep
-
-    async def note(seconds: float) -> None:
-        slept.append(seconds)
-        await sleep(0)
-
     monkeypatch.setattr(shipper, "BACKOFF", (0.5, 1.0, 2.0))
-    monkeypatch.setattr(shipper.asyncio, "sleep", note)
     database.broken = OSError("locked")
     process.end("a")
     async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
         tasks.create_task(process.shipper.run())
-        while database.tries < 5:
-            await sleep(0.001)
+        await until(lambda: database.tries >= 5)
         database.broken = None
         await process.shipper.drain(5)
     assert [seconds for seconds in slept if seconds >= 0.5][:4] == [0.5, 1.0, 2.0, 2.0]
@@ -205,21 +211,13 @@ def test_writing_takes_a_twentieth_of_the_time(took: float, seconds: float) -> N
 
 
 async def test_slow_batches_are_few(
-    process: Process, database: Database, monkeypatch: pytest.MonkeyPatch
+    process: Process, database: Database, slept: list[float]
 ) -> None:
-    slept: list[float] = []
-    sleep = asyncio.sleep
-
-    async def note(seconds: float) -> None:
-        slept.append(seconds)
-        await sleep(0.001)
-
-    monkeypatch.setattr(shipper.asyncio, "sleep", note)
     process.shipper._pauses, process.shipper._pause = (0.01, 0.4), 0.01
     flush = process.shipper._flush
 
     async def slowly(*given: Any) -> None:
-        await sleep(0.05)
+        await asyncio.to_thread(time.sleep, 0.05)
         await flush(*given)
 
     process.shipper._flush = slowly

@@ -6,6 +6,7 @@ import pytest
 
 from proxy.metering import tokenizer
 from proxy.metering.tokenizer import KEPT, Sample
+from tests.metering import vocabulary
 
 
 @pytest.fixture
@@ -58,16 +59,16 @@ TEXTS = {
 }
 
 
+@vocabulary.needed
 @pytest.mark.parametrize(("text", "tokens"), TEXTS.items(), ids=[text[:8] for text in TEXTS])
 def test_the_installed_vocabulary_counts_as_openai_does(text: str, tokens: int) -> None:
-    pytest.importorskip("quicktok")
     sample = Sample()
     sample.add(text)
     assert sample.tokens() == tokens
 
 
+@vocabulary.needed
 def test_half_a_character_is_counted_as_something() -> None:
-    pytest.importorskip("quicktok")
     sample = Sample()
     sample.add("a\ud800b")
     assert sample.tokens() > 0

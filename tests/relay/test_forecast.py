@@ -15,6 +15,7 @@ from proxy.routing.counters import Counters
 from proxy.routing.key import Key
 from proxy.routing.keypool import KeyPool
 from proxy.types import Operation, Target
+from tests.metering import vocabulary
 
 HERE = Target("lab", "m")
 MILLION = Volume(1_000_000, "heuristic", 1_000_000, 1_000_000)
@@ -44,8 +45,8 @@ def test_a_prompt_is_guessed_by_its_length_and_its_messages() -> None:
     assert of(messages=said("x" * 400), max_tokens=9) == Volume(107, "heuristic", 9, 9)
 
 
+@vocabulary.needed
 def test_with_the_extra_a_prompt_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("quicktok")
     monkeypatch.setattr(tokenizer, "INSTALLED", True)
     found = of(messages=said("Internationalization"), max_tokens=1)
     assert found == Volume(2 + 7, "o200k_base", 1, 1)

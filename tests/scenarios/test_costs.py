@@ -14,6 +14,7 @@ import pytest_asyncio
 
 from proxy.metering import tokenizer
 from tests.gateway import Gateway, lab, running
+from tests.metering import vocabulary
 from tests.upstream import (
     Upstream,
     completion,
@@ -136,10 +137,10 @@ async def test_usage_is_estimated_where_nobody_tells_and_none_where_nothing_was_
     assert money(nothing) == (None, "none", None)
 
 
+@vocabulary.needed
 async def test_with_the_extra_what_nobody_told_is_counted(
     gateway: Gateway, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("quicktok")
     monkeypatch.setattr(tokenizer, "INSTALLED", True)
     said = "Internationalization"  # two tokens; the guess is five
     upstream.script = stream([event({"content": said}), event(finish="stop"), DONE])
