@@ -17,6 +17,7 @@ from proxy.store.filters import Filters
 from proxy.store.rollups import DAY, GRAINS, HOUR, MINUTE
 from proxy.store.sources import Asked
 from proxy.store.tables import api_calls, rollup_series, rollups_day, rollups_hour, rollups_minute
+from proxy.store.tally import Tally
 from proxy.types import CallRecord
 from tests.store.rows import OPTIONAL, anything, call, failed, read
 
@@ -168,6 +169,30 @@ async def counted(store: Store) -> list[dict[str, Any]]:
 
 
 NUMBERS = ("attempts", "requests", "unpriced", "total_tokens", "nano_usd", "latency_total")
+
+
+async def test_every_measure_of_a_row_is_added_to(either: Store) -> None:
+    """Sketches too, which a scan does not tell exactly."""
+    calls = [
+        call(
+            request_id=str(n),
+            timestamp=NOW,
+            total_duration_ms=10.0 * n,
+            time_to_first_token_ms=2.0 * n,
+            tokens_per_second=3.0 * n,
+        )
+        for n in range(1, 7)
+    ]
+    whole = Tally()
+    for first in (0, 2, 4):
+        await either.write(calls[first : first + 2])
+        for each in calls[first : first + 2]:
+            whole.count(each)
+    measures = whole.onto([None] * len(Tally.__struct_fields__))
+    wanted = dict(zip(Tally.__struct_fields__, measures, strict=True))
+    for table in TABLES:
+        for row in await read(either, table):
+            assert {name: row[name] for name in wanted} == wanted
 
 
 async def test_two_writers_of_the_same_series_lose_nothing(either: Store) -> None:
