@@ -165,7 +165,6 @@ async def test_between_two_steps_nothing_is_locked(
 async def test_another_process_writes_meanwhile(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retention, "_PAUSE", 0.001)  # less rest for the other than it has
     monkeypatch.setattr(retention, "_CHUNK", 50)
     url = f"sqlite+aiosqlite:///{folder}/t.db"
     store = Store(url)

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+import sqlite3
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing
 from functools import partial
+from typing import TypeVar
 
 from sqlalchemy import Column, ColumnElement, Table, delete, func, select, true, tuple_
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from proxy.clock import now_ms
@@ -68,7 +70,9 @@ _GOES = {rate_limits: rate_limits.c.limit_type != DISABLED}
 
 _CHUNK = 500
 _PAUSE = 0.02
+_TRIES = 15  # of a second each, while another process has the database locked
 _PAGES = 2000  # of 4 KiB, given back to the file system at a time
+_T = TypeVar("_T")
 _log = logging.getLogger("tollkeeper.store")
 
 
@@ -124,7 +128,7 @@ async def let_go(
                 await asyncio.sleep(_PAUSE)
         if engine.dialect.name == "sqlite":
             await _shrink(engine)
-    except (SQLAlchemyError, OSError) as error:
+    except (SQLAlchemyError, sqlite3.Error, OSError) as error:
         raise StoreError(f"cannot delete old rows: {address.reason(error)}") from error
     return deleted
 
@@ -197,16 +201,43 @@ async def _oldest_day(store: Store, age: Column[int], end: int) -> int | None:
 
 
 async def _delete(engine: AsyncEngine, which: ColumnElement[bool], table: Table) -> int:
-    async with engine.begin() as connection:
-        await in_turn(connection)
-        return (await connection.execute(delete(table).where(which))).rowcount
+    async def chunk() -> int:
+        async with engine.begin() as connection:
+            await in_turn(connection)
+            return (await connection.execute(delete(table).where(which))).rowcount
+
+    return await _when_free(chunk)
 
 
 async def _shrink(engine: AsyncEngine) -> None:
     """Give freed pages back, and let SQLite look at its statistics."""
-    async with engine.connect() as connection:
-        raw = await connection.get_raw_connection()
-        driver = raw.driver_connection
-        assert driver is not None
-        # As a script, which runs to its end: execute() would take one step, which frees one page.
-        await driver.executescript(f"PRAGMA incremental_vacuum({_PAGES}); PRAGMA optimize")
+
+    async def pages() -> None:
+        async with engine.connect() as connection:
+            raw = await connection.get_raw_connection()
+            driver = raw.driver_connection
+            assert driver is not None
+            # As a script, which runs to its end: execute() would take one step, which frees one
+            # page.
+            await driver.executescript(f"PRAGMA incremental_vacuum({_PAGES}); PRAGMA optimize")
+
+    await _when_free(pages)
+
+
+async def _when_free(step: Callable[[], Awaitable[_T]]) -> _T:
+    """What the step returns, taken again while another process has a SQLite file locked: its lock
+    has no queue, so that who writes all the time can get it several times in a row."""
+    tries = _TRIES
+    while True:
+        try:
+            return await step()
+        except (OperationalError, sqlite3.OperationalError) as error:
+            tries -= 1
+            if not tries or not _busy(error):
+                raise
+
+
+def _busy(error: OperationalError | sqlite3.OperationalError) -> bool:
+    driver = error.orig if isinstance(error, OperationalError) else error
+    code = driver.sqlite_errorcode if isinstance(driver, sqlite3.Error) else 0
+    return code & 0xFF == sqlite3.SQLITE_BUSY

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -114,7 +115,39 @@ async def test_a_store_that_keeps_nothing_has_nothing_to_delete() -> None:
     assert await retention.run(Store(None), 30) == 0
 
 
-async def test_a_locked_database_is_told(store: Store, path: Path) -> None:
+async def test_who_has_the_database_locked_for_a_while_is_waited_for(
+    store: Store, path: Path
+) -> None:
+    await store.write([call(timestamp=now_ms() - 40 * DAY)])
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        task = asyncio.create_task(retention.run(store, 30))
+        await asyncio.sleep(1.5)  # longer than a connection waits
+        assert not task.done()
+        other.execute("ROLLBACK")
+        assert await asyncio.wait_for(task, 20) >= 1
+    assert count(path, "api_calls") == 0
+
+
+async def test_giving_pages_back_waits_as_well(
+    store: Store, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "_TRIES", 2)
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("CREATE TABLE free (x)")
+        other.execute("INSERT INTO free VALUES (zeroblob(100000))")
+        other.execute("DROP TABLE free")
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreError, match="locked"):
+            await retention.let_go(store, now_ms(), ages=())
+        other.execute("ROLLBACK")
+    await retention.let_go(store, now_ms(), ages=())
+
+
+async def test_a_locked_database_is_told(
+    store: Store, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "_TRIES", 1)
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(StoreError, match="locked"):

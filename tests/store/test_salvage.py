@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from proxy.bounds import MOST_SUM
+from proxy.clock import now_ms
 from proxy.store.address import StoreError
 from proxy.store.engine import Store
 from proxy.store.salvage import mend
@@ -46,9 +47,11 @@ async def test_a_row_that_cannot_be_is_left_out_and_counted(
 async def test_calls_whose_sums_no_database_can_hold_are_kept_and_the_sums_stop(
     either: Store,
 ) -> None:
-    await either.write([call(**HUGE), call(), call(**HUGE)])
-    await either.write([call(), call(**HUGE)])
-    await either.write([call()])
+    now = {"timestamp": now_ms()}  # all in one minute
+    huge = HUGE | now
+    await either.write([call(**huge), call(**now), call(**huge)])
+    await either.write([call(**now), call(**huge)])
+    await either.write([call(**now)])
     assert len(await read(either, api_calls, "id")) == 6
     assert either.refused == 0
     [day] = await read(either, daily_costs, "date")
