@@ -39,6 +39,7 @@ from proxy.store.address import StoreError
 from proxy.store.engine import Reader, Store
 from proxy.store.filters import Filters
 from proxy.store.pages import BadCursor
+from proxy.store.rollups import GRAINS, HOUR
 from proxy.store.sets import STATUSES
 from proxy.store.tables import api_calls
 
@@ -92,7 +93,8 @@ Order = Annotated[str, _one_of(ranking.ORDERS)]
 
 class Parameters(BaseModel):
     """The common parameters. ``period`` is the window's length where ``start`` or ``end`` is
-    missing; an end that is not given is now."""
+    missing; an end that is not given is now. A period up to now begins with a whole hour if it is
+    longer than rollups by the minute are kept."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -117,11 +119,13 @@ class Parameters(BaseModel):
 
     def filters(self) -> Filters:
         """What they mean; GatewayError 422 if the window ends before it starts."""
-        start, end = self.start, self.end
-        if end is None:
-            end = now_ms() + 1
+        end = now_ms() + 1 if self.end is None else self.end
+        start, length = self.start, PERIODS[self.period]
         if start is None:
-            start = max(0, end - PERIODS[self.period])
+            start = max(0, end - length)
+            if self.end is None and length > GRAINS[0].kept:
+                # So long ago there are no minutes, and an hour has thousands of calls to look at.
+                start -= start % HOUR
         if start > end:
             raise _bad("start", "is after the end")
         lists = {name: value for name, value in self if isinstance(value, list)}

@@ -229,21 +229,29 @@ def _add(
     sums: dict[Key, list[_Sum]], rows: Iterable[Any], width: int, size: int, rolled: bool
 ) -> None:
     """Add rows of ``sources.values``: the ``width`` parts of a key, then ``size`` distributions."""
-    for row in rows:
-        key = tuple(row[:width])
+
+    def of(key: Key) -> list[_Sum]:
         held = sums.get(key)
         if held is None:
             held = sums[key] = [_Sum() for _ in range(size)]
-        if rolled:
+        return held
+
+    if rolled:
+        for row in rows:
+            held = of(tuple(row[:width]))
             for each, total, dump in zip(held, row[width::2], row[width + 1 :: 2], strict=True):
                 if dump:
                     each.total += total
                     each.lanes += lanes(dump)
-        else:
-            for each, value in zip(held, row[width:], strict=True):
-                if value is not None:
-                    each.total += thousandths(value)
-                    each.sketch.add(value)
+        return
+    groups: dict[Key, list[Any]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[:width]), []).append(row[width:])
+    for key, found in groups.items():
+        for each, column in zip(of(key), zip(*found, strict=True), strict=True):
+            known = [value for value in column if value is not None]
+            each.total += sum(map(thousandths, known))
+            each.sketch.extend(known)
 
 
 class _Sum:

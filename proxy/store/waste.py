@@ -27,6 +27,7 @@ _c = api_calls.c
 _end = api_calls.alias("last").c
 _KIND = case(
     (_c.status == "cancelled", "abandoned"),
+    (_c.is_final.is_(True), "failed"),  # by far the most: nobody need look for another row
     (
         exists().where(_end.request_id == _c.request_id, _end.status == "success"),
         "discarded",

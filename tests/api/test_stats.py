@@ -27,7 +27,8 @@ from proxy.store.migrate import migrate
 from proxy.store.recent import Recent
 from tests.store.rows import call, failed
 
-HOUR = 3_600_000
+MINUTE = 60_000
+HOUR = 60 * MINUTE
 DAY = 24 * HOUR
 NOON = 1_735_732_800_000  # 2025-01-01T12:00:00Z
 PATHS = (
@@ -205,10 +206,29 @@ async def test_the_summary_is_what_a_pencil_says(store: Store, get: Get) -> None
     assert await get("", end=now / 1000) == await get("/summary", end=now / 1000)
 
 
-async def test_the_edge_of_a_period_is_sharp(store: Store, get: Get) -> None:
+@pytest.mark.parametrize(("period", "length"), [("1h", HOUR), ("24h", DAY)])
+async def test_the_edge_of_a_period_is_sharp(
+    store: Store, get: Get, period: str, length: int
+) -> None:
     now = now_ms()
-    await store.write([call(timestamp=now - 7 * DAY + 5000), call(timestamp=now - 7 * DAY - 5000)])
-    assert (await get("", period="7d"))["totals"]["requests"] == 1
+    await store.write([call(timestamp=now - length + by) for by in (5000, -5000)])
+    assert (await get("", period=period))["totals"]["requests"] == 1
+
+
+@pytest.mark.parametrize(("period", "length"), [("7d", 7 * DAY), ("30d", 30 * DAY)])
+async def test_a_long_period_begins_with_a_whole_hour(
+    store: Store, get: Get, monkeypatch: pytest.MonkeyPatch, period: str, length: int
+) -> None:
+    now = (now_ms() - 40 * MINUTE) // HOUR * HOUR + 40 * MINUTE
+    monkeypatch.setattr(stats, "now_ms", lambda: now)
+    first = now - length - 40 * MINUTE
+    await store.write([call(timestamp=at) for at in (first - 1, first, now)])
+    body = await get("", period=period)
+    assert body["window"] == {"start": rfc3339(first), "end": rfc3339(now + 1)}
+    assert body["totals"]["requests"] == 2
+    exactly = await get("", period=period, end=now / 1000)
+    assert exactly["window"]["start"] == rfc3339(now - length)
+    assert exactly["totals"]["requests"] == 0
 
 
 @pytest.mark.parametrize(
