@@ -10,6 +10,7 @@ monotonic = time.perf_counter
 """Seconds on a clock that never steps back."""
 
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"  # Crockford's base 32
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _last = 0
 
 
@@ -28,8 +29,8 @@ def rfc3339(ms: int | None) -> str | None:
     """UTC milliseconds as RFC 3339 with a ``Z``, to the millisecond."""
     if ms is None:
         return None
-    moment = datetime.fromtimestamp(ms // 1000, UTC)
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{ms % 1000:03d}Z"
+    moment = _EPOCH + timedelta(milliseconds=ms)
+    return moment.isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
 
 
 def until_midnight(now: float, zone: tzinfo) -> float:

@@ -49,7 +49,9 @@ async def newest(
         values = (literal(v, c.type) for c, v in zip(columns, last, strict=True))
         query = query.where(tuple_(*columns) < tuple_(*values))
     query = query.order_by(*(column.desc() for column in columns)).limit(limit + 1)
-    rows = [dict(row) for row in (await connection.execute(query)).mappings()]
+    found = await connection.execute(query)
+    names = tuple(found.keys())  # of mappings() each row would look up each name
+    rows = [dict(zip(names, row, strict=True)) for row in found]
     if len(rows) <= limit:
         return rows, None
     return rows[:limit], encode([rows[limit - 1][name] for name in key])
