@@ -37,6 +37,9 @@ class ClientWatch:
         self._served = None
         if self._task is not None:
             self._task.cancel()
+            # It keeps its exception, and that its frames, in which this object is: all of a call
+            # would wait for the garbage collector, which took 8 % of the time.
+            self._task = None
 
     async def _listen(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -52,6 +54,21 @@ async def test_a_client_that_stays_is_no_longer_watched_at_the_end() -> None:
         assert await served(watch, tasks.create_task, 0) == "done"
         wire.messages.put_nowait("http.disconnect")
     assert not watch.gone
+
+
+async def test_nothing_of_a_call_that_is_over_waits_for_the_garbage_collector() -> None:
+    watch = ClientWatch(Wire().receive)
+    left = weakref.ref(watch)
+    gc.disable()
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            task = tasks.create_task(served(watch, tasks.create_task, 0.01))
+            del watch
+            await task
+        del task
+        assert left() is None
+    finally:
+        gc.enable()
 
 
 async def test_a_client_that_leaves_as_the_call_ends_disturbs_nobody() -> None:
