@@ -104,6 +104,9 @@ async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Desk
 @pytest.fixture
 def desk(shared: Desk, monkeypatch: pytest.MonkeyPatch) -> Desk:
     monkeypatch.setattr("proxy.providers.residency.FRESH", 0.0)  # each test has a memory of its own
+    monkeypatch.setattr(
+        "proxy.providers.residency._DEADLINE", 20.0
+    )  # on a machine that stalls, too
     shared.upstream.reset()
     shared.loaded = []
     shared.answered.clear()
