@@ -20,7 +20,7 @@ from proxy.metering.segment import Damage, Name, count, entries, listed, sealed
 from proxy.types import CallRecord
 
 BATCH = 1_000
-SHARE = 0.05
+SHARE = 0.03
 """Of the time, what writing may take. What all entries of a transaction pay for once is so paid for
 the more seldom the more there are; where little happens, rows are there at once."""
 PAUSES = (0.2, 2.0)
