@@ -17,3 +17,14 @@ def dollars(nano: int | None) -> float | None: ...
 def dollars(nano: int | None) -> float | None:
     """Nano-dollars as dollars; what is not known stays so."""
     return None if nano is None else nano / NANO
+
+
+@overload
+def nano(usd: float) -> int: ...
+@overload
+def nano(usd: None) -> None: ...
+@overload
+def nano(usd: float | None) -> int | None: ...
+def nano(usd: float | None) -> int | None:
+    """Dollars as whole nano-dollars; what is not known stays so."""
+    return None if usd is None else round(usd * NANO)

@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from proxy.budget import SCOPES, Budget
 from proxy.periods import Window
+from proxy.store.columns import nano_usd
 from proxy.store.tables import api_calls, budget_leases, budget_windows
 from proxy.store.tags import tagged
 from proxy.types import CallRecord
@@ -88,7 +89,7 @@ async def recomputed(
 ) -> tuple[int, int, int]:
     """From the calls of a window that the budget counts: what they cost, how many have a cost, and
     of how many more nobody knows it."""
-    nano = func.round(_calls.cost_estimate_usd * 1e9)
+    nano = nano_usd(_calls.cost_estimate_usd)
     cost = func.sum(case((nano > DEAREST, DEAREST), (nano > 0, nano), else_=0))
     unpriced = (_calls.cost_estimate_usd.is_(None)) & (_calls.usage_source != "none")
     query = select(

@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from proxy.clients import Client, Secret
 from proxy.store import address
 from proxy.store.address import StoreError
+from proxy.store.columns import nano_usd
 from proxy.store.engine import Store
 from proxy.store.sets import CLIENT_LISTS
 from proxy.store.tables import client_keys, client_secrets, daily_costs
@@ -95,7 +96,7 @@ class ClientTable:
         """Nano-dollars of a client's calls from the day ``since`` (UTC, ``YYYY-MM-DD``) on; None
         where all that it used has no price."""
         costs = daily_costs.c
-        nano = func.sum(func.round(costs.total_cost_usd * 1e9))
+        nano = func.sum(nano_usd(costs.total_cost_usd))
         query = select(nano, func.sum(costs.unpriced_calls)).where(
             costs.client_id == client_id, costs.date >= since
         )

@@ -11,16 +11,19 @@ from sqlalchemy import (
     BigInteger,
     CheckConstraint,
     Column,
+    ColumnElement,
     DateTime,
     Dialect,
     Double,
     Integer,
     LargeBinary,
     Text,
+    func,
 )
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from proxy.content import pack, unpack
+from proxy.money import NANO
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
@@ -98,6 +101,11 @@ def floats(*names: str) -> list[Column[float]]:
 def instants(*names: str) -> list[Column[int]]:
     """Instants, or unknown."""
     return [Column(name, Instant) for name in names]
+
+
+def nano_usd(usd: ColumnElement[float]) -> ColumnElement[float]:
+    """A column of dollars in nano-dollars, which are whole, so that their sum is exact."""
+    return func.round(usd * float(NANO))
 
 
 def key(*names: str) -> list[Column[str]]:

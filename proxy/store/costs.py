@@ -11,12 +11,12 @@ from datetime import date
 from functools import cache, lru_cache
 from typing import Any, Protocol
 
-from sqlalchemy import bindparam, case, func, update
+from sqlalchemy import bindparam, case, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from proxy.bounds import MOST_SUM, saturated
-from proxy.money import dollars
-from proxy.store.columns import FLOAT
+from proxy.money import NANO, dollars
+from proxy.store.columns import FLOAT, nano_usd
 from proxy.store.tables import daily_costs
 from proxy.store.upsert import Insert, insert_into
 from proxy.types import CallRecord
@@ -29,7 +29,6 @@ Difference = tuple[int, int]
 _KEY = ("date", "provider", "model_name", "agent_name", "tool_name", "client_id")
 _DAY_MS = 86_400_000
 _EPOCH = date(1970, 1, 1).toordinal()
-_NANO = 1e9
 _SUMS = (
     "invocations",
     "successes",
@@ -92,12 +91,14 @@ async def adjust(connection: AsyncConnection, different: Mapping[Key, Difference
         await connection.execute(_ADJUSTMENT, rows)
 
 
-_NANO_USD = func.round(daily_costs.c.total_cost_usd * _NANO)
 _ADJUSTMENT = (
     update(daily_costs)
     .where(*(daily_costs.c[name] == bindparam(f"of_{name}") for name in _KEY))
     .values(
-        total_cost_usd=(_NANO_USD + bindparam("more_nano", type_=FLOAT)) / _NANO,
+        total_cost_usd=(
+            nano_usd(daily_costs.c.total_cost_usd) + bindparam("more_nano", type_=FLOAT)
+        )
+        / float(NANO),
         unpriced_calls=daily_costs.c.unpriced_calls + bindparam("more_unpriced"),
     )
 )
@@ -107,7 +108,7 @@ _ADJUSTMENT = (
 def _addition(dialect: str) -> Insert:
     insert = insert_into(daily_costs, dialect)
     old, new = daily_costs.c, insert.excluded
-    dollars = func.round(old.total_cost_usd * _NANO) + func.round(new.total_cost_usd * _NANO)
+    nano = nano_usd(old.total_cost_usd) + nano_usd(new.total_cost_usd)
     # As ``saturated``, but without the sum that may be too large for the database.
     sums = {
         name: case((old[name] > MOST_SUM - new[name], MOST_SUM), else_=old[name] + new[name])
@@ -115,7 +116,7 @@ def _addition(dialect: str) -> Insert:
         if name != "nano_usd"
     }
     return insert.on_conflict_do_update(
-        index_elements=_KEY, set_={**sums, "total_cost_usd": dollars / _NANO}
+        index_elements=_KEY, set_={**sums, "total_cost_usd": nano / float(NANO)}
     )
 
 

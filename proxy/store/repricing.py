@@ -9,7 +9,7 @@ import msgspec
 from sqlalchemy import ColumnElement, bindparam, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from proxy.money import dollars
+from proxy.money import dollars, nano
 from proxy.store import costs, rollups
 from proxy.store.engine import Reader
 from proxy.store.spans import Span
@@ -19,7 +19,6 @@ CHUNK = 500
 """Rows of one transaction: neither readers nor a gateway's writer wait long for it."""
 
 _MONEY = ("cost_estimate_usd", "list_cost_usd")
-_NANO = 1e9
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -128,11 +127,7 @@ def _which(span: Span, after: dict[str, Any] | None = None) -> list[ColumnElemen
 def _row(values: Sequence[Any]) -> Row:
     *plain, cost, listed = values
     named = dict(zip(_FIELDS, plain, strict=True))
-    return Row(**named, cost_nano_usd=_nano(cost), list_cost_nano_usd=_nano(listed))
-
-
-def _nano(usd: float | None) -> int | None:
-    return None if usd is None else round(usd * _NANO)
+    return Row(**named, cost_nano_usd=nano(cost), list_cost_nano_usd=nano(listed))
 
 
 def _values(row: Row) -> dict[str, Any]:

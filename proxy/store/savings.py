@@ -9,13 +9,13 @@ import msgspec
 from sqlalchemy import BigInteger, ColumnElement, Select, case, cast, func, literal, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from proxy.store.columns import nano_usd
 from proxy.store.filters import Filters, where
 from proxy.store.tables import api_calls
 from proxy.types import Usage
 
 _c = api_calls.c
 _TOKENS = tuple(name for name in Usage.__struct_fields__ if name in _c and name != "cost_nano_usd")
-_NANO = 1e9
 
 
 class Used(msgspec.Struct, frozen=True):
@@ -59,7 +59,7 @@ def _query(filters: Filters, names: Collection[str], lengths: Sequence[int]) -> 
         select(
             *(_c.requested_model, _c.provider, _c.model, level.label("lengths")),
             *(_c[name] for name in _TOKENS),
-            cast(func.round(_c.cost_estimate_usd * _NANO), BigInteger).label("nano_usd"),
+            cast(nano_usd(_c.cost_estimate_usd), BigInteger).label("nano_usd"),
         )
         .where(*where(api_calls, filters), _c.requested_model.in_(names))
         .where(_c.input_tokens.is_not(None), _c.output_tokens.is_not(None))

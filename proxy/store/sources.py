@@ -32,7 +32,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import GenericFunction
 
-from proxy.store.columns import FLOAT
+from proxy.store.columns import FLOAT, nano_usd
 from proxy.store.coverage import Piece, starts, window
 from proxy.store.filters import Filters, where
 from proxy.store.rollups import CALLERS, DIMENSIONS, TOTALS
@@ -49,8 +49,6 @@ COUNTS = (
 """Measures that are never unknown."""
 SUMS = ("input_tokens", "output_tokens", "total_tokens", "nano_usd")
 """Measures that are unknown where no row has a value."""
-
-_NANO = 1e9
 
 
 TAG = "tag"
@@ -261,7 +259,7 @@ def _of_rows() -> list[Label[Any]]:
         "unpriced": func.count().filter(_UNPRICED),
         "calls": func.count().filter(_c.status == "success"),
         **{name: total(_c[name]) for name in SUMS if name != "nano_usd"},
-        "nano_usd": total(func.round(_c.cost_estimate_usd * _NANO)),
+        "nano_usd": total(nano_usd(_c.cost_estimate_usd)),
     }
     return _labelled(measures)
 

@@ -14,6 +14,7 @@ from sqlalchemy import Select, case, exists, func, literal, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from proxy.money import dollars
+from proxy.store.columns import nano_usd
 from proxy.store.filters import Filters, where
 from proxy.store.metrics import Values
 from proxy.store.sources import total
@@ -21,7 +22,6 @@ from proxy.store.tables import api_calls
 
 KINDS = ("failed", "abandoned", "discarded")
 _TOKENS = ("input_tokens", "output_tokens", "total_tokens")
-_NANO = 1e9
 
 _c = api_calls.c
 _end = api_calls.alias("last").c
@@ -74,7 +74,7 @@ def _query(filters: Filters) -> Select[Any]:
             *(_c.provider, _c.model, _KIND.label("kind")),
             *(_c[name] for name in _TOKENS),
             _c.response_time_ms.label("time_ms"),
-            func.round(_c.cost_estimate_usd * _NANO).label("nano_usd"),
+            nano_usd(_c.cost_estimate_usd).label("nano_usd"),
         )
         .where(*where(api_calls, filters), *_USELESS)
         .subquery()

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+from sqlalchemy import create_engine, literal, select
 from sqlalchemy.dialects import postgresql, sqlite
 
-from proxy.store.columns import Instant, Packed
+from proxy.store.columns import FLOAT, Instant, Packed, nano_usd
 
 
 def test_an_instant_is_milliseconds_on_both_sides() -> None:
@@ -19,3 +20,8 @@ def test_a_packed_text_is_a_text_again() -> None:
     assert isinstance(kept, bytes)
     assert Packed().process_result_value(kept, sqlite.dialect()) == "hm"
     assert Packed().process_bind_param(kept, sqlite.dialect()) == kept
+
+
+def test_dollars_are_whole_nano_dollars_before_they_are_added_up() -> None:
+    with create_engine("sqlite://").connect() as connection:
+        assert connection.scalar(select(nano_usd(literal(0.1 + 0.2, FLOAT)))) == 3 * 10**8
