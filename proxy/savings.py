@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 
-from proxy.metering.pricing import Rates, cost_at
+from proxy.metering.rates import Rates, cost_at
 from proxy.store.savings import Used
 from proxy.types import Target
 

@@ -72,7 +72,7 @@ class Spending:
         self._scopes: dict[tuple[str, str], tuple[Account, ...]] = {}
         self._providers: set[str] = set()  # those that have one
         self._held: dict[str, list[tuple[Account, Reservation]]] = {}  # by request
-        self._told: dict[Account, int] = {}  # the windows that were told of as used up
+        self._told: dict[str, int] = {}  # the windows that were told of as used up
 
     def configure(self, settings: Settings) -> None:
         """Go by these budgets, and those of the clients, from the next call on."""
@@ -88,8 +88,11 @@ class Spending:
         """Forget budgets that are no more, again and again, until cancelled."""
         while True:
             if self._keys.loaded:
+                accounts = {each.account for each in self.budgets()}
+                self.ledger.forget(accounts)
+                self._told = {name: at for name, at in self._told.items() if name in accounts}
                 with suppress(StoreError):
-                    await self.table.forget({each.account for each in self.budgets()})
+                    await self.table.forget(accounts)
             await asyncio.sleep(FORGET_SECONDS)
 
     def budgets(self) -> list[Budget]:
@@ -143,8 +146,8 @@ class Spending:
             record = msgspec.structs.replace(record, charges=charges)
         if held and record.is_final:
             del self._held[record.request_id]
-            for _, reservation in held:
-                reservation.release()
+            for account, reservation in held:
+                self.ledger.release(account, reservation)
         return record
 
     def _of(
@@ -187,18 +190,16 @@ class Spending:
 
     async def _costs(self, plan: Plan, demand: Demand, answers: int) -> dict[Target, int | None]:
         """What the call may cost at each target, None where nobody knows."""
-        longest = ASSUMED if demand.max_tokens is None else max(demand.max_tokens, 0)
-        made = longest * answers
+        # Never nothing, or what has a price would never be refused.
+        given, made = max(demand.tokens, 1), (demand.max_tokens or ASSUMED) * answers
         costs = {
-            target: self._prices.estimate(target, demand.tokens, made)
+            target: self._prices.estimate(target, given, made)
             for target in (*plan.targets, *chain.from_iterable(plan.instead.values()))
         }
         unknown = [target for target, cost in costs.items() if cost is None]
         if unknown:
             await self._prices.resolve({(target.provider, target.model) for target in unknown})
-            costs |= {
-                target: self._prices.estimate(target, demand.tokens, made) for target in unknown
-            }
+            costs |= {target: self._prices.estimate(target, given, made) for target in unknown}
         return costs
 
     def _priced(
@@ -246,12 +247,13 @@ class Spending:
         if held is not None:
             self._held.setdefault(request_id, []).append((account, held))
             return
-        if account.left * 100 <= account.budget.limit_nano:  # else this call alone is too dear
+        limit_nano = account.budget.limit_nano
+        # Not where others may only have it reserved, nor where no budget would do for this call.
+        if account.unspent < (amount if amount <= limit_nano else 1):
             self._tell(account)
         if hard:
-            raise _used_up(account, amount)
-        used = _usd(account.budget.limit_nano - account.left)
-        limit = _usd(account.budget.limit_nano)
+            raise _refused(account, amount)
+        used, limit = _usd(max(limit_nano - account.unspent, 0)), _usd(limit_nano)
         told.append(
             (b"x-tollkeeper-budget", f"{account.budget.id}; used={used}; limit={limit}".encode())
         )
@@ -259,9 +261,9 @@ class Spending:
     def _tell(self, account: Account) -> None:
         """Say once a window that a budget is used up."""
         budget, window = account.budget, account.window(now_ms())
-        if self._told.get(account) == window.start:
+        if self._told.get(account.name) == window.start:
             return
-        self._told[account] = window.start
+        self._told[account.name] = window.start
         _log.warning("the %s budget %s (%s) is used up", budget.mode, budget.id, _terms(budget))
         self._keep(
             EventRecord(
@@ -296,15 +298,22 @@ def _strict(account: Account) -> bool:
     return account.budget.mode == "hard" and account.budget.unpriced == "refuse"
 
 
-def _used_up(account: Account, amount: int) -> GatewayError:
+def _refused(account: Account, amount: int) -> GatewayError:
     budget, window = account.budget, account.window(now_ms())
-    left = account.left + (max(account.lease.free, 0) if account.lease is not None else 0)
+    free = 0 if account.lease is None else max(account.lease.free, 0)
+    left = max(account.left + free, 0)
+    if account.unspent <= 0:
+        state = "is used up: $0.00 is left"
+    elif left == account.unspent:
+        state = f"has ${_usd(left)} left"
+    else:
+        state = f"has ${_usd(left)} left that no other call has reserved"
     until = rfc3339(window.end)
     resets = f"it resets at {until}" if account.period.hours is None else f"some returns at {until}"
     return GatewayError(
         429,
-        f"The budget '{budget.name}' ({_terms(budget)}) is used up: ${_usd(max(left, 0))} is left,"
-        f" and this call may cost ${_usd(amount)}; {resets}.",
+        f"The budget '{budget.name}' ({_terms(budget)}) {state}, and this call may cost"
+        f" ${_usd(amount)}; {resets}.",
         ErrorReason.QUOTA_EXCEEDED,
         type="insufficient_quota",
         code="insufficient_quota",

@@ -15,6 +15,7 @@ def configure(prices: Prices, settings: Settings, providers: Mapping[str, Provid
         settings.prices,
         {name: catalogue(each) for name, each in providers.items()},
         _free(settings, providers),
+        _dearest(settings),
     )
 
 
@@ -36,3 +37,15 @@ def _free(settings: Settings, providers: Mapping[str, Provider]) -> Free:
             if key.free_tier is not None:
                 free[name, key.name] = key.free_tier
     return free
+
+
+def _dearest(settings: Settings) -> dict[str, str]:
+    """A key that is paid for, where the provider's are free otherwise; a free one where all are."""
+    found = {}
+    for name, each in settings.providers.items():
+        free = {key.free_tier: key.name for key in each.keys}
+        if False in free:
+            found[name] = free[False]
+        elif free and None not in free:
+            found[name] = free[True]
+    return found

@@ -9,8 +9,10 @@ import pytest_asyncio
 
 from proxy import ledger
 from proxy.budget import Budget
+from proxy.budgets.account import SLICES
 from proxy.ledger import Ledger
 from proxy.store.address import StoreError
+from proxy.store.leases import Grant
 
 TEN = Budget("b", "b", 1000, "day")
 CALL = 100
@@ -21,6 +23,8 @@ class Table:
 
     def __init__(self, left: int = 1000) -> None:
         self.left = left
+        self.leased = 0
+        self.lost: set[str] = set()
         self.asked = 0
         self.open = asyncio.Event()
         self.open.set()
@@ -29,19 +33,21 @@ class Table:
 
     async def lease(
         self, budget: Budget, id: str, now: int, until: int, grant: Callable[[int], int]
-    ) -> tuple[int, int]:
+    ) -> Grant:
         self.asked += 1
         await self.open.wait()
         if self.error is not None:
             raise self.error
         granted = grant(self.left)
+        self.leased += granted
         self.left -= granted
-        return granted, self.left
+        return Grant(granted, self.left, budget.limit_nano - self.left - self.leased)
 
-    async def renew(self, leases: Sequence[tuple[str, int, int]]) -> None:
+    async def renew(self, leases: Sequence[tuple[str, int, int]]) -> set[str]:
         if self.error is not None:
             raise self.error
         self.renewed += [(id, amount) for id, amount, _ in leases]
+        return {id for id, *_ in leases if id not in self.lost}
 
 
 @pytest.fixture
@@ -130,8 +136,9 @@ async def test_what_nobody_needs_is_given_back(table: Table, book: Ledger) -> No
     account.wanted = 400
     held = await book.reserve(account, CALL)
     assert held is not None
+    assert held.lease.amount == 500
     await book.renew()
-    assert table.renewed == [(held.lease.id, 500)]
+    assert table.renewed == [(held.lease.id, CALL + 1000 // SLICES)]
     await book.renew()  # nothing was reserved since
     assert table.renewed[-1] == (held.lease.id, CALL)
     assert account.lease is held.lease
@@ -142,6 +149,54 @@ async def test_what_nobody_needs_is_given_back(table: Table, book: Ledger) -> No
     assert account.lease is None
     await book.renew()
     assert len(table.renewed) == 3
+
+
+async def test_what_calls_let_go_is_given_back_at_once_where_others_may_lack_it(
+    table: Table, book: Ledger
+) -> None:
+    account = book.account(TEN)
+    held = await book.reserve(account, 1000)
+    assert held is not None
+    with mock.patch.object(ledger, "_SOON", 0.0), mock.patch.object(ledger, "RENEW_SECONDS", 60.0):
+        running = asyncio.ensure_future(book.run())
+        await asyncio.sleep(0.01)
+        assert table.renewed == []
+        held.use(30)
+        book.release(account, held)
+        await asyncio.sleep(0.01)
+        assert table.renewed == [(held.lease.id, 30)]
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+    assert account.current(ledger.now_ms(), ledger.monotonic()) is held.lease
+
+
+async def test_a_lease_that_is_not_there_any_more_is_no_lease(table: Table, book: Ledger) -> None:
+    account = book.account(TEN)
+    held = await book.reserve(account, CALL)
+    assert held is not None
+    table.lost.add(held.lease.id)
+    await book.renew()
+    again = await book.reserve(account, 1)
+    assert again is not None
+    assert again.lease is not held.lease
+
+
+async def test_a_budget_keeps_its_account_until_it_is_no_more(table: Table, book: Ledger) -> None:
+    account = book.account(TEN)
+    held = await book.reserve(account, CALL)
+    assert held is not None
+    assert book.account(Budget("b", "renamed", 2000, "day")) is account
+    assert account.budget.name == "renamed"
+    book.forget(())
+    assert book.account(TEN) is account  # something is leased
+    held.release()
+    await book.renew()
+    await book.renew()
+    book.forget({TEN.account})
+    assert book.account(TEN) is account
+    book.forget(())
+    assert book.account(TEN) is not account
 
 
 async def test_a_lease_that_cannot_be_renewed_ends(table: Table, book: Ledger) -> None:

@@ -14,7 +14,8 @@ from proxy.changes import BreakerRecord, CooldownRecord, LiftRecord, SwitchRecor
 from proxy.clock import monotonic, now_ms
 from proxy.content import Content, ContentRecord, unpack
 from proxy.errors import ErrorReason
-from proxy.metering.pricing import Quote, Rates
+from proxy.metering.pricing import Quote
+from proxy.metering.rates import Rates
 from proxy.recording import Recording
 from proxy.redact import Redactor
 from proxy.routing.breaker import Transition

@@ -17,7 +17,8 @@ from proxy import reprice as module
 from proxy.clock import now_ms
 from proxy.config import load
 from proxy.metering import pricing
-from proxy.metering.pricing import Pair, Rates
+from proxy.metering.pricing import Pair
+from proxy.metering.rates import Rates
 from proxy.reprice import RepriceError, reprice
 from proxy.schema import Settings
 from proxy.store import repricing

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.metering.pricing import Rates, Tier, cost
+from proxy.metering.rates import Rates, Tier, cost
 from proxy.savings import Savings, by_alias, lengths, savings, total
 from proxy.store.savings import Used
 from proxy.types import Target, Usage

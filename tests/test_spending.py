@@ -103,7 +103,7 @@ async def test_the_dearest_target_is_reserved_until_the_last_row(tasks: asyncio.
         (Demand(tokens=50), 1, ASSUMED * 1000),
         (Demand(max_tokens=10), 3, 30_000),
         (Demand(max_tokens=10), 0, 0),
-        (Demand(max_tokens=-5), 1, 0),
+        (Demand(max_tokens=0), 1, ASSUMED * 1000),
     ],
 )
 async def test_what_a_call_is_taken_to_cost(
@@ -122,7 +122,7 @@ async def test_a_hard_budget_refuses_and_says_why(tasks: asyncio.TaskGroup) -> N
     error = caught.value
     assert (error.status, error.type, error.code) == (429, *["insufficient_quota"] * 2)
     assert error.should_retry is False
-    assert "'b' ($1.00 per day) is used up: $0.000099999 is left" in error.message
+    assert "'b' ($1.00 per day) has $0.000099999 left, and this call" in error.message
     assert "$0.0001; it resets at 2" in error.message
     (told,) = office.records.kept
     assert isinstance(told, EventRecord)
@@ -132,10 +132,56 @@ async def test_a_hard_budget_refuses_and_says_why(tasks: asyncio.TaskGroup) -> N
 
 async def test_a_call_that_is_too_dear_uses_no_budget_up(tasks: asyncio.TaskGroup) -> None:
     office = Office(tasks, {}, left=500_000_000)
-    with pytest.raises(GatewayError, match="is left"):
-        await office.admit(CHEAP, demand=Demand(tokens=0, max_tokens=1_000_000))
+    with pytest.raises(GatewayError, match=r"has \$0.50 left, and"):
+        await office.admit(CHEAP, demand=Demand(tokens=0, max_tokens=1_000_001))
     assert office.records.kept == []
     await office.admit(CHEAP)
+
+
+async def test_what_is_only_reserved_is_not_used_up(tasks: asyncio.TaskGroup) -> None:
+    office = Office(tasks, {}, left=10**9)
+    many = Demand(max_tokens=1_000_000)
+    await office.admit(CHEAP, demand=many)
+    with pytest.raises(GatewayError, match=r"has \$0.00 left that no other call has reserved"):
+        await office.admit(CHEAP)
+    assert office.records.kept == []
+    office.spending.settle(record(999_950_000))
+    with pytest.raises(GatewayError, match=r"has \$0.00005 left, and"):
+        await office.admit(CHEAP)
+    (told,) = office.records.kept
+    assert told.name == "budget_used_up"
+
+
+async def test_a_budget_that_changes_goes_on_with_the_calls_under_way(
+    tasks: asyncio.TaskGroup,
+) -> None:
+    office = Office(tasks, {}, left=10**9)
+    await office.admit(CHEAP)
+    budgets = [{"name": "b", "limit_usd": 2, "period": "day", "mode": "soft"}]
+    office.spending.configure(Settings(budgets=budgets))
+    (account,) = office.spending.ledger._accounts.values()
+    assert (account.budget.mode, account.lease is not None) == ("soft", True)
+    (charge,) = office.spending.settle(record(70_000)).charges
+    assert account.lease is not None
+    assert charge.lease == account.lease.id
+    assert (account.lease.used, office.reserved) == (70_000, 0)
+
+
+async def test_the_dearest_key_is_reserved(tasks: asyncio.TaskGroup) -> None:
+    office = Office(tasks, {}, left=10**9)
+    prices = {"lab/cheap": Price(input=0, output=1)}
+    gift = {("lab", "gift"): True}
+    for dearest, nano in ({}, 100_000), ({"lab": "gift"}, 0):
+        office.spending._prices.configure(prices, {}, gift, dearest)
+        await office.admit(CHEAP)
+        assert office.reserved == nano
+        office.spending.settle(record(nano))
+
+
+async def test_what_nobody_could_pay_is_refused_all_the_same(tasks: asyncio.TaskGroup) -> None:
+    office = Office(tasks, {"unpriced": "allow"}, left=10**9)
+    with pytest.raises(GatewayError, match=r"may cost \$1000000.00"):
+        await office.admit(CHEAP, demand=Demand(max_tokens=10**6), answers=10**7)
 
 
 async def test_who_has_nothing_left_takes_nothing_from_what_others_share(
@@ -174,7 +220,7 @@ async def test_a_provider_whose_budget_is_used_up_is_left_out(tasks: asyncio.Tas
     office = Office(tasks, {"scope": "provider", "value": "lab"}, left=99_999)
     plan, _ = await office.admit(CHEAP, OTHER)
     assert plan.targets == (OTHER,)
-    with pytest.raises(GatewayError, match="used up"):
+    with pytest.raises(GatewayError, match="left"):
         await office.admit(CHEAP)
     assert office.spending.settle(record(1, provider="other")).charges == ()
     assert len(office.spending.settle(record(1)).charges) == 1

@@ -10,7 +10,7 @@ from proxy.metering.pricing import Prices
 from proxy.routes import provider
 from proxy.schema import KeySettings, ProviderSettings, Settings
 from proxy.tariffs import catalogue
-from proxy.types import Usage
+from proxy.types import Target, Usage
 
 URL = "http://127.0.0.1:9000/v1"
 USED = Usage(input_tokens=1_000_000, output_tokens=0)
@@ -69,3 +69,20 @@ def test_an_ollama_is_free_under_any_name() -> None:
     prices = priced({"desk": {"type": "ollama"}, "lab": {"type": "openai", "base_url": URL}})
     assert cost(prices, "desk", "none") == 0
     assert cost(prices, "lab", "none") is None
+
+
+def test_a_call_is_estimated_with_the_dearest_key() -> None:
+    def estimate(free_tier: bool, *keys: bool | None) -> int | None:
+        named = [{"name": f"k{n}", "value": "v", "free_tier": key} for n, key in enumerate(keys)]
+        block = {"type": "openai", "base_url": URL, "free_tier": free_tier, "keys": named}
+        prices = priced({"lab": block}, {"lab/m": {"input": 2, "output": 0}})
+        return prices.estimate(Target("lab", "m"), 1_000_000, 0)
+
+    assert estimate(False, True) == estimate(True, True, True) == 0
+    assert estimate(False, True, None) == estimate(False, True, False) == 2 * 10**9
+    block = {"type": "openai", "base_url": URL, "free_tier": True}
+    paid = {"name": "paid", "value": "v", "free_tier": False}
+    gift = {"name": "gift", "value": "v"}
+    assert priced({"lab": {**block, "keys": [gift]}}).estimate(Target("lab", "m"), 9, 9) == 0
+    both = priced({"lab": {**block, "keys": [gift, paid]}})
+    assert both.estimate(Target("lab", "m"), 9, 9) is None

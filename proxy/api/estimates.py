@@ -33,11 +33,11 @@ def estimates_router(
 
     @router.post("/v1/cost-estimate")
     async def estimate(request: Request) -> dict[str, Any]:
-        operation, inbound = await _read(request, server)
+        inbound = await _read(request, server)
         current = routes()
         if not current.planner.known(inbound.model):
             await refresh_models()
-        of, caller = volume(inbound, operation), request.scope["caller"]
+        of, caller = volume(inbound), request.scope["caller"]
         plan = _plan(current, inbound, of, caller)
         found = await forecasts(prices, plan.targets, of, current.pools)
         plan = _plan(current, inbound, of, caller)  # a strategy may go by costs: now it knows them
@@ -53,14 +53,13 @@ def estimates_router(
     return router
 
 
-async def _read(request: Request, server: ServerSettings) -> tuple[Operation, Inbound]:
+async def _read(request: Request, server: ServerSettings) -> Inbound:
     length = content_length(request.scope["headers"])
     try:
         body = await read_body(request.receive, length, server.max_body, server.body_timeout)
     except ClientGone:
         raise GatewayError(499, "The client left.", ErrorReason.CLIENT_CLOSED) from None
-    operation = _operation(body)
-    return operation, parse(body, operation)
+    return parse(body, _operation(body))
 
 
 class _Members(msgspec.Struct):

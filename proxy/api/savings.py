@@ -9,7 +9,8 @@ from fastapi import APIRouter, Response
 
 from proxy.api.listing import Listing
 from proxy.api.stats import Asked, reading, window
-from proxy.metering.pricing import Prices, Rates
+from proxy.metering.pricing import Prices
+from proxy.metering.rates import Rates
 from proxy.money import dollars
 from proxy.savings import Alternative, Savings, by_alias, lengths, savings, total
 from proxy.store.engine import Store

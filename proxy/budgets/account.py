@@ -55,9 +55,10 @@ class Reservation(NamedTuple):
 
 
 class Account:
-    """``left`` is what the ledger last had beyond all leases, ``trusted`` until when that is
-    believed (monotonic seconds). ``wanted`` is what calls wait for just now, ``trouble`` why the
-    ledger could not be asked."""
+    """``left`` is what the ledger last had beyond all leases, ``spent`` what calls had cost that
+    this process's lease has not paid for; ``trusted`` is until when that is believed (monotonic
+    seconds). ``wanted`` is what calls wait for just now, ``trouble`` why the ledger could not be
+    asked."""
 
     def __init__(self, budget: Budget) -> None:
         self.budget = budget
@@ -66,9 +67,23 @@ class Account:
         self.lease: Lease | None = None
         self.wanted = 0
         self.left = 0
+        self.spent = 0
         self.trusted = float("-inf")
         self.trouble: str | None = None
         self._window = Window(0, 0)
+        self._heard_of = 0  # the window that the ledger spoke of
+
+    def adopt(self, budget: Budget) -> None:
+        """Go by other terms; those that make it another account are the same."""
+        if more := budget.limit_nano - self.budget.limit_nano:
+            self.left += more
+            self.trusted = float("-inf")
+        self.budget = budget
+
+    def hear(self, left: int, spent: int, start: int, until: float) -> None:
+        """What the ledger says of the window, or of the rolling one, to be believed for a while."""
+        self.left, self.spent, self.trusted = left, spent, until
+        self._heard_of = start
 
     def window(self, at: int) -> Window:
         """What counts at an instant, UTC milliseconds."""
@@ -105,7 +120,7 @@ class Account:
 
     def short(self, amount: int, at: int, now: float) -> bool:
         """Whether the ledger is known to have too little for such a call."""
-        if now >= self.trusted:
+        if now >= self.trusted or self._heard_of != self.starts(at):
             return False
         lease = self.current(at, now)
         return (0 if lease is None else max(lease.free, 0)) + self.left < amount
@@ -119,6 +134,28 @@ class Account:
         free = 0 if self.lease is None else self.lease.free
         if left < amount - max(free, 0):
             return 0
-        spare = min(self.budget.limit_nano // SLICES, left // _NEAR)
+        spare = self._spare(left)
         needed = max(self.wanted, amount) - max(free, 0) + (spare if spare >= amount else 0)
         return min(left, needed) + max(-free, 0)  # and what calls cost beyond what was leased
+
+    @property
+    def unspent(self) -> int:
+        """What calls have not cost yet, as far as it is known here; some of it may be reserved."""
+        used = 0 if self.lease is None else self.lease.used
+        return self.budget.limit_nano - self.spent - used
+
+    @property
+    def hoards(self) -> bool:
+        """Whether calls have let go of so much that others may lack it."""
+        return self.lease is not None and self.lease.free > max(self.left, 0) // _NEAR
+
+    def trim(self, idle: bool) -> None:
+        """Keep of the lease what is used and reserved, and some to go on with unless it is idle."""
+        lease = self.lease
+        if lease is not None and (gone := lease.free - (0 if idle else self._spare(self.left))) > 0:
+            lease.amount -= gone
+            self.left += gone
+
+    def _spare(self, left: int) -> int:
+        """What may be held beyond need."""
+        return min(self.budget.limit_nano // SLICES, max(left, 0) // _NEAR)

@@ -22,7 +22,7 @@ from genai_prices.types import (
     TieredPrices,
 )
 
-from proxy.metering.pricing import Rates, Tier, nano_dollars
+from proxy.metering.rates import Rates, Tier, nano_dollars
 
 _VERSION = f"genai-prices {genai_prices.__version__}"
 _OPENROUTER = ("openrouter", "https://openrouter.ai/")

@@ -8,9 +8,6 @@
 Beside the cost stands the list cost: what the catalogue says that the call costs whoever pays for
 it. The catalogue takes some 40 MB, so it is never loaded here: a child process is asked for the
 rates of a model once, and every call after that is a multiplication.
-
-Only tokens are priced. What a provider charges for searches or a service tier is only in the cost
-that it reports itself.
 """
 
 from __future__ import annotations
@@ -22,21 +19,20 @@ import logging
 import re
 import sys
 from collections.abc import Collection, Mapping, Sequence
-from decimal import ROUND_HALF_UP, Decimal
+from decimal import Decimal
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
 import msgspec
 
-from proxy.bounds import MOST_NANO_USD
 from proxy.clock import monotonic
+from proxy.metering.rates import Rates, at_most, cost, nano_dollars
 from proxy.types import Target, Usage
 
 CostSource = Literal["provider", "config", "catalog", "none"]
 Pair = tuple[str, str]
 _Known = TypeVar("_Known")
 
-_PER_MILLION = 1_000_000
 _CHILD_LIMIT = 20.0  # seconds; it needs about 0.3
 _FRESH = 3600.0  # seconds: list prices change by the day, some by the hour
 _RETRY = 60.0  # seconds until a catalogue that could not be asked is asked again
@@ -44,47 +40,6 @@ _CAPACITY = 8192  # models remembered; names come from clients, so there must be
 _ROOT = Path(__file__).parents[2]
 
 _log = logging.getLogger("tollkeeper.prices")
-
-
-class Level(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Rates in integer nano-dollars per million tokens: 0.59 USD a million is 590,000,000.
-
-    Nine decimals of a dollar a million: prices as they are published are exact. None is not
-    known; where the rate of a share is None, its tokens cost what the others of its side cost.
-    """
-
-    input: int | None = None
-    output: int | None = None
-    cache_read: int | None = None
-    cache_write: int | None = None
-    input_audio: int | None = None
-    input_image: int | None = None
-    output_audio: int | None = None
-    output_image: int | None = None
-    reasoning: int | None = None
-
-
-class Tier(Level, frozen=True, kw_only=True):
-    """The rates of a whole call whose input is longer than ``above`` tokens."""
-
-    above: int
-
-
-class Rates(Level, frozen=True, kw_only=True):
-    """The rates of one model. ``tiers`` rise by ``above``; ``version`` says which price this is:
-    the catalogue's release and date, or a digest of what was configured."""
-
-    tiers: tuple[Tier, ...] = ()
-    source: Literal["config", "catalog"] = "catalog"
-    version: str | None = None
-
-    def level(self, input_tokens: int) -> Level:
-        """The rates of a call with so many input tokens."""
-        level: Level = self
-        for tier in self.tiers:
-            if input_tokens > tier.above:
-                level = tier
-        return level
 
 
 class Quote(msgspec.Struct, frozen=True):
@@ -118,85 +73,10 @@ Free = Mapping[tuple[str, str | None], bool]
 for its other keys and for calls that name none."""
 
 _NOBODY: Free = {}
+_NO_KEYS: Mapping[str, str] = {}
 _FREE = Rates(input=0, output=0, source="config", version="config")
 _UNPRICED = Quote(None, "none", None)
 _FREE_MODEL = ":free"
-
-
-def nano_dollars(usd: Decimal | float | None) -> int | None:
-    """Dollars as nano-dollars, half up. A float counts as the decimal that it prints as."""
-    if usd is None:
-        return None
-    exact = usd if isinstance(usd, Decimal) else Decimal(str(usd))
-    return int(exact.scaleb(9).to_integral_value(ROUND_HALF_UP))
-
-
-def cost(usage: Usage, rates: Rates) -> int | None:
-    """The cost in nano-dollars: exact sums, rounded once at the end, half up; never negative.
-
-    Counts are inclusive: cached tokens are inside the input, reasoning inside the output. None
-    if a count or a rate that matters is not known (a count matters only where it costs something),
-    or if it is more than a call can cost.
-    """
-    if rates.tiers and usage.input_tokens is None:
-        return None
-    return cost_at(usage, rates.level(usage.input_tokens or 0))
-
-
-def cost_at(usage: Usage, level: Level) -> int | None:
-    """The cost at rates that are settled: also of the sums of many calls, all at this level."""
-    paid_in = _side(
-        usage.input_tokens,
-        level.input,
-        (usage.cached_tokens, level.cache_read),
-        (usage.cache_write_tokens, level.cache_write),
-        (usage.input_audio_tokens, level.input_audio),
-        (usage.input_image_tokens, level.input_image),
-    )
-    paid_out = _side(
-        usage.output_tokens,
-        level.output,
-        (usage.output_audio_tokens, level.output_audio),
-        (usage.output_image_tokens, level.output_image),
-        (usage.reasoning_tokens, level.reasoning),
-    )
-    return _rounded(paid_in, paid_out)
-
-
-def _rounded(paid_in: int | None, paid_out: int | None) -> int | None:
-    """The sum of both sides, each a million times what it costs."""
-    if paid_in is None or paid_out is None:
-        return None
-    paid = (paid_in + paid_out + _PER_MILLION // 2) // _PER_MILLION
-    return paid if paid <= MOST_NANO_USD else None
-
-
-def _side(
-    total: int | None, rate: int | None, *shares: tuple[int | None, int | None]
-) -> int | None:
-    """One side of a call with its shares, each a count and its rate, times a million.
-
-    Shares that overlap, or that are more than the whole, are held to it: the first come first.
-    """
-    if total is None and any(share_rate for _, share_rate in shares):
-        return None
-    if not total or total < 0 or rate is None:
-        return _product(total, rate)
-    left, paid = total, 0
-    for count, share_rate in shares:
-        if count and count > 0:
-            taken = min(count, left)
-            left -= taken
-            paid += taken * (rate if share_rate is None else share_rate)
-    return paid + left * rate
-
-
-def _product(count: int | None, rate: int | None) -> int | None:
-    if rate is None:
-        return None if count else 0
-    if count is None or count < 0:
-        return None if rate else 0
-    return count * rate
 
 
 class Prices:
@@ -205,18 +85,27 @@ class Prices:
     ``table`` is the user's (keys "provider/model", or with ``*``, ``?`` and ``[``, where ``*``
     matches slashes too); ``references`` names each provider in the catalogue (its id there, or an
     https address; None: not listed); ``free`` says whose calls cost nothing. A key that is said to
-    be free beats the table, a provider does not.
+    be free beats the table, a provider does not. ``dearest`` names a key with which calls cost
+    most, for each provider where its keys differ from itself.
     """
 
     def __init__(
-        self, table: Mapping[str, Price], references: Mapping[str, str | None], free: Free = _NOBODY
+        self,
+        table: Mapping[str, Price],
+        references: Mapping[str, str | None],
+        free: Free = _NOBODY,
+        dearest: Mapping[str, str] = _NO_KEYS,
     ) -> None:
         self._lock = asyncio.Lock()
         self._wanted: dict[Pair, None] = {}  # by those who wait for the catalogue
-        self.configure(table, references, free)
+        self.configure(table, references, free, dearest)
 
     def configure(
-        self, table: Mapping[str, Price], references: Mapping[str, str | None], free: Free = _NOBODY
+        self,
+        table: Mapping[str, Price],
+        references: Mapping[str, str | None],
+        free: Free = _NOBODY,
+        dearest: Mapping[str, str] = _NO_KEYS,
     ) -> None:
         """Go by these from now on; the catalogue is asked anew."""
         self._exact: dict[str, Rates] = {}
@@ -229,6 +118,7 @@ class Prices:
                 self._exact[_name(provider, model)] = _table_rates(price)
         self._references = references
         self._free = free
+        self._dearest = dearest
         self._own: dict[Pair, Rates | None] = {}  # what the table says, where it was looked up
         self._listed: dict[Pair, tuple[Rates | None, float]] = {}  # the catalogue, good until
 
@@ -265,16 +155,17 @@ class Prices:
         return Quote(amount, rates.source, rates.version, by_list)
 
     def estimate(self, target: Target, given: int, made: int) -> int | None:
-        """Nano-dollars of a prompt and an answer; None where nobody knows, or not yet."""
-        rates = self._configured(target.provider, target.model, None)
+        """Nano-dollars of a prompt and an answer with the provider's dearest key; None where nobody
+        knows, or not yet. What is beyond all that a call can cost counts as that."""
+        key = self._dearest.get(target.provider)
+        rates = self._configured(target.provider, target.model, key)
         if rates is None and self._references.get(target.provider):
             rates, until = self._listed.get((target.provider, target.model), (None, 0.0))
             if until < monotonic():
                 return None
         if rates is None:
             return None
-        level = rates.level(given)
-        return _rounded(_product(given, level.input), _product(made, level.output))
+        return at_most(given, made, rates)
 
     def rates(self, provider: str, model: str, key: str | None = None) -> Rates | None:
         """What is known now about a model's price with a key; never asks the catalogue."""

@@ -7,17 +7,17 @@ prompt's cache may save is not known before, and neither is what a provider char
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import msgspec
 
 from proxy.metering import tokenizer
-from proxy.metering.pricing import Prices, Rates, cost
+from proxy.metering.pricing import Prices
+from proxy.metering.rates import Rates, cost
 from proxy.metering.spent import prompt_tokens
-from proxy.relay.inbound import MOST_ANSWERS, Inbound
+from proxy.relay.inbound import Inbound
 from proxy.routing.alias import OUTPUT_TOKENS
 from proxy.routing.keypool import KeyPool
-from proxy.types import Operation, Target, Usage
+from proxy.types import Target, Usage
 
 
 class Volume(msgspec.Struct, frozen=True):
@@ -45,20 +45,15 @@ class Forecast(msgspec.Struct, frozen=True):
     free_keys: int
 
 
-def volume(inbound: Inbound, operation: Operation) -> Volume:
-    """The tokens of a request, as far as they can be told. Embeddings make none."""
+def volume(inbound: Inbound) -> Volume:
+    """The tokens of a request, as far as they can be told."""
     asked, sample = inbound.asked, inbound.prompt
     given = prompt_tokens(asked, sample)
     counted = given is not None and sample is not None
     if given is None:
         given = len(inbound.body) // 4
-    most = None
-    if operation is Operation.EMBEDDINGS:
-        made = 0
-    elif asked.max_tokens is None:
-        made = OUTPUT_TOKENS * answers(inbound, operation)
-    else:
-        made = most = asked.max_tokens * answers(inbound, operation)
+    made = (asked.max_tokens or OUTPUT_TOKENS) * inbound.answers
+    most = None if asked.max_tokens is None or not inbound.answers else made
     return Volume(given, tokenizer.NAME if counted else "heuristic", most, made)
 
 
@@ -92,29 +87,3 @@ def _with_key(prices: Prices, target: Target, key: str | None, of: Volume) -> Fo
 
 def _keys(pool: KeyPool) -> list[str | None]:
     return [key.name if key.secret is not None else None for key in pool.keys]
-
-
-class _Members(msgspec.Struct):
-    """What multiplies the answers of a completion."""
-
-    prompt: Any = None
-    best_of: Any = None
-
-
-_members = msgspec.json.Decoder(_Members).decode
-
-
-def answers(inbound: Inbound, operation: Operation) -> int:
-    """How many are made, and paid for: none of embeddings. A list of prompts has each of them
-    answered, and ``best_of`` makes more than it shows."""
-    if operation is Operation.EMBEDDINGS:
-        return 0
-    choices = inbound.asked.n or 1
-    if operation is not Operation.COMPLETION:
-        return choices
-    found = _members(inbound.body)
-    prompts = found.prompt
-    several = isinstance(prompts, list) and any(isinstance(each, str | list) for each in prompts)
-    if isinstance(found.best_of, int):
-        choices = max(choices, min(found.best_of, MOST_ANSWERS))
-    return choices * (len(prompts) if several else 1)

@@ -45,6 +45,9 @@ class Inbound(msgspec.Struct, frozen=True):
     """OpenAI's ``user``, else ``safety_identifier``."""
     tags: tuple[str, ...] = ()
     """As they stand in ``metadata.tags``."""
+    answers: int = 1
+    """How many are made, and paid for: none of embeddings. Each prompt of a list has its own, and
+    ``best_of`` makes more than are shown."""
 
     @property
     def lacks_usage(self) -> bool:
@@ -130,16 +133,17 @@ def parse(body: bytes, operation: Operation) -> Inbound:
     wants_usage = isinstance(options, dict) and options.get("include_usage") is True
     session = read.get("prompt_cache_key") or read.get("user")
     session = session[:256] if isinstance(session, str) else None
-    user = read.get("user") or read.get("safety_identifier")
+    users = (read.get(name) for name in ("user", "safety_identifier"))
     return Inbound(
         body,
         model,
-        _asked(read, model),
+        _asked(read, model, operation),
         wants_usage,
         session,
         read.get("prompt_sample"),
-        user if isinstance(user, str) else None,
+        next((user for user in users if user and isinstance(user, str)), None),
         _tags(read.get("metadata")),
+        _answers(read, operation),
     )
 
 
@@ -170,6 +174,7 @@ class _Request(msgspec.Struct):
     stop: Any = None
     tools: list[msgspec.Raw] | None = None
     n: Any = None
+    best_of: Any = None
     seed: Any = None
     reasoning_effort: Any = None
     reasoning: Any = None
@@ -217,12 +222,14 @@ def _untyped(body: bytes) -> dict[str, Any]:
     return {**loose, "message_count": counted, "prompt_length": None}
 
 
-def _asked(read: dict[str, Any], model: str) -> Asked:
+def _asked(read: dict[str, Any], model: str, operation: Operation) -> Asked:
     stop, tools, reasoning = read.get("stop"), read.get("tools"), read.get("reasoning")
     effort = read.get("reasoning_effort")
     if effort is None and isinstance(reasoning, dict):
         effort = reasoning.get("effort")
-    most = read.get("max_completion_tokens")
+    # Where both stand there, a server may go by either. To some 0 is no limit, to others an error.
+    names = ("max_tokens", "max_completion_tokens")[: 2 if operation is Operation.CHAT else 1]
+    most = [count for name in names if (count := _count(read.get(name), MOST_OUTPUT))]
     return Asked(
         model=model[:256],
         stream=read.get("stream") is True,
@@ -233,13 +240,26 @@ def _asked(read: dict[str, Any], model: str) -> Asked:
         frequency_penalty=_number(read.get("frequency_penalty")),
         presence_penalty=_number(read.get("presence_penalty")),
         top_k=_integer(read.get("top_k")),
-        max_tokens=_count(most if most is not None else read.get("max_tokens"), MOST_OUTPUT),
+        max_tokens=max(most, default=None),
         stop_count=1 if isinstance(stop, str) else len(stop) if isinstance(stop, list) else None,
         tool_count=len(tools) if isinstance(tools, list) else None,
         n=_count(read.get("n"), MOST_ANSWERS) or None,
         seed=_integer(read.get("seed")),
         reasoning_effort=word(effort),
     )
+
+
+def _answers(read: dict[str, Any], operation: Operation) -> int:
+    if operation is Operation.EMBEDDINGS:
+        return 0
+    choices = _count(read.get("n"), MOST_ANSWERS) or 1
+    if operation is Operation.CHAT:
+        return choices
+    choices = max(choices, _count(read.get("best_of"), MOST_ANSWERS) or 1)
+    prompt = read.get("prompt")
+    if isinstance(prompt, list) and any(isinstance(each, str | list) for each in prompt):
+        choices *= len(prompt)
+    return choices
 
 
 def _parts(content: str | list[_Part] | None) -> list[str]:

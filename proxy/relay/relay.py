@@ -32,7 +32,7 @@ from proxy.relay.client import ClientWatch
 from proxy.relay.drains import Drains
 from proxy.relay.exchange import Call, exchange
 from proxy.relay.exhausted import exhausted
-from proxy.relay.forecast import answers, volume
+from proxy.relay.forecast import volume
 from proxy.relay.gate import Entry, Gate
 from proxy.relay.headers import answer_headers
 from proxy.relay.inbound import ClientGone, Inbound, content_length, parse, read_body
@@ -215,10 +215,10 @@ class Relay:
         if caller.client is not None:
             plan = allowed(plan, caller.client)
         if who.max_cost is not None:
-            of = volume(inbound, operation)
+            of = volume(inbound)
             plan = await affordable(plan, who.max_cost, of, self._prices, routes.pools)
             now = monotonic()  # the catalogue may have been asked
-        made = 0 if entry is None and self._admit is None else answers(inbound, operation)
+        made = inbound.answers
         if entry is not None:
             await entry.admit(who, made, demand.tokens, asked)
         if self._admit is not None:

@@ -40,6 +40,15 @@ class Standing(NamedTuple):
     leased: int
 
 
+class Grant(NamedTuple):
+    """What a lease got, what is left without it, and what calls have cost that it has not paid
+    for: nano-dollars."""
+
+    amount: int
+    left: int
+    spent: int
+
+
 class Audit(NamedTuple):
     """What the ledger has, and what the calls say: nano-dollars, and how many calls."""
 
@@ -58,13 +67,13 @@ class LeaseTable:
 
     async def lease(
         self, budget: Budget, id: str, now: int, until: int, grant: Callable[[int], int]
-    ) -> tuple[int, int]:
-        """Add to a lease, which is made if need be, what ``grant`` makes of what is left: that, and
-        what is left without it."""
+    ) -> Grant:
+        """Add to a lease, which is made if need be, what ``grant`` makes of what is left."""
         start = starts(budget, now)
         async with self._changing() as connection:
             spent = await budgets.begin(connection, budget, now)
             held = await budgets.leased(connection, budget.account, start, now, id)
+            paid = await connection.scalar(select(_leases.spent_nano).where(_leases.id == id))
             left = budget.limit_nano - spent - held
             granted = grant(left)
             if granted:
@@ -85,13 +94,15 @@ class LeaseTable:
             await connection.execute(
                 delete(budget_leases).where(_leases.expires_at < now - _KEPT_MS)
             )
-        return granted, left - granted
+        return Grant(granted, left - granted, spent - (paid or 0))
 
-    async def renew(self, leases: Sequence[tuple[str, int, int]]) -> None:
-        """Let leases (ids) be of these amounts, until these instants."""
+    async def renew(self, leases: Sequence[tuple[str, int, int]]) -> set[str]:
+        """Let leases (ids) be of these amounts, until these instants. Which of them there are."""
         rows = [{"of": id, "amount": amount, "until": until} for id, amount, until in leases]
         async with self._changing() as connection:
             await connection.execute(_RENEW, rows)
+            there = select(_leases.id).where(_leases.id.in_([row["of"] for row in rows]))
+            return set(await connection.scalars(there))
 
     async def forget(self, accounts: Collection[str]) -> None:
         """Let go of what is known of all accounts but these. Nobody adds to them any more, so that

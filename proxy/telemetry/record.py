@@ -15,7 +15,7 @@ from proxy.clock import new_id
 from proxy.content import Content
 from proxy.errors import ErrorReason
 from proxy.metering.echo import without_echo
-from proxy.metering.pricing import nano_dollars
+from proxy.metering.rates import nano_dollars
 from proxy.redact import shorten
 from proxy.store.sets import STATUSES
 from proxy.tags import listed, tags, written

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.budget import Budget
-from proxy.budgets.account import Account, Lease, Reservation
+from proxy.budgets.account import SLICES, Account, Lease, Reservation
 from proxy.periods import HOUR_MS
 
 NOON = 1_735_732_800_000
@@ -78,10 +78,43 @@ def test_all_that_wait_are_served_at_once_as_far_as_it_goes() -> None:
 def test_what_is_known_to_be_short_needs_no_question() -> None:
     made = with_lease(10)
     assert not made.short(50, NOON, 0.0)
-    made.left, made.trusted = 5, 1.0
+    made.hear(5, 0, made.starts(NOON), 1.0)
     assert made.short(50, NOON, 0.5)
     assert not made.short(15, NOON, 0.5)  # with what is leased it is enough
     assert not made.short(50, NOON, 1.0)  # nobody knows any more
+    assert not made.short(50, NOON + 24 * HOUR_MS, 0.5)  # nor of the next window
+    made.adopt(Budget("b", "b", 5, "day"))
+    assert not made.short(50, NOON, 0.5)  # nor after the limit has changed
+
+
+def test_what_calls_let_go_is_for_others_where_little_is_left() -> None:
+    made = with_lease(400, limit=1000)
+    held = made.reserve(300, NOON, 0.0)
+    assert held is not None
+    made.left = 80
+    assert made.hoards  # 100 of what was leased is free
+    made.trim(idle=False)
+    assert made.lease is not None
+    assert (made.lease.amount, made.left) == (300 + 1000 // SLICES, 170)
+    assert not made.hoards
+    held.use(20)
+    held.release()
+    assert made.hoards
+    made.trim(idle=True)
+    assert (made.lease.amount, made.lease.free, made.left) == (20, 0, 460)
+    made.lease.used += 50  # a call cost more than was thought
+    made.trim(idle=True)
+    assert made.lease.amount == 20
+
+
+def test_what_is_reserved_is_not_spent_yet() -> None:
+    made = with_lease(400, limit=1000)
+    made.hear(0, 500, made.starts(NOON), 1.0)
+    held = made.reserve(300, NOON, 0.0)
+    assert held is not None
+    assert made.unspent == 500
+    held.use(120)
+    assert made.unspent == 380
 
 
 class World:
@@ -113,7 +146,9 @@ class World:
             if lease is None:
                 self.made += 1
                 lease = Lease(f"l{self.made}", one.starts(NOON))
-            granted = one.grant(self.limit - self.spent - self.leased, amount)
+            left = self.limit - self.spent - self.leased
+            granted = one.grant(left, amount)
+            one.hear(left - granted, self.spent, lease.start, self.now + 1)
             if not granted:
                 return
             of_lease = self.leases.setdefault(lease.id, [0, 0, 0])
@@ -158,10 +193,12 @@ class World:
         self.accounts[process] = Account(self.budget)
         self.open = [each for each in self.open if each[0] != process]
 
-    def renew(self, process: int) -> None:
-        lease = self.accounts[process].current(NOON, self.now)
+    def renew(self, process: int, idle: int) -> None:
+        account = self.accounts[process]
+        lease = account.current(NOON, self.now)
         if lease is not None:
-            lease.amount = min(lease.amount, lease.used + lease.reserved)
+            account.trim(idle=bool(idle))
+            assert lease.free <= (0 if idle else self.limit // SLICES)
             self.leases[lease.id][0] = lease.amount
             self.leases[lease.id][2] = self.now + LEASE
             lease.until = self.now + LEASE
@@ -173,7 +210,7 @@ STEPS = st.one_of(
     st.tuples(st.just("settle"), st.integers(0, 50), st.integers(-30, 10)),
     st.tuples(st.just("write"), st.integers(0, 50), st.just(0)),
     st.tuples(st.just("crash"), st.integers(0, 2), st.just(0)),
-    st.tuples(st.just("renew"), st.integers(0, 2), st.just(0)),
+    st.tuples(st.just("renew"), st.integers(0, 2), st.integers(0, 1)),
     st.tuples(st.just("wait"), st.integers(1, 40), st.just(0)),
 )
 
@@ -197,7 +234,7 @@ def test_any_interleaving_keeps_the_limit_and_ends_with_nothing_reserved(
             case "crash":
                 world.crash(first)
             case "renew":
-                world.renew(first)
+                world.renew(first, second)
             case _:
                 world.now += first
         assert world.spent + world.leased <= limit + world.late + world.beyond

@@ -14,7 +14,8 @@ import msgspec
 import pytest
 
 from proxy.metering import pricing
-from proxy.metering.pricing import Prices, Quote, Rates, Tier, cost, look_up
+from proxy.metering.pricing import Prices, Quote, look_up
+from proxy.metering.rates import Rates, Tier, cost
 from proxy.types import Usage
 
 ROOT = Path(__file__).parents[2]

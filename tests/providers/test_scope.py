@@ -47,7 +47,7 @@ def test_money_is_the_same_for_all_models() -> None:
     assert covers(R.CREDIT, read({"error": {"message": DAILY}})) == ""
 
 
-@pytest.mark.parametrize("reason", set(R) - {R.RATE_LIMIT, R.QUOTA_EXCEEDED, R.CREDIT})
+@pytest.mark.parametrize("reason", sorted(set(R) - {R.RATE_LIMIT, R.QUOTA_EXCEEDED, R.CREDIT}))
 def test_what_is_no_limit_covers_nothing_more(reason: R) -> None:
     assert covers(reason, read({"error": {"code": 4006, "message": DAILY}})) is None
 

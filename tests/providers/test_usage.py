@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.metering.pricing import Rates, cost
+from proxy.metering.rates import Rates, cost
 from proxy.providers import DIALECTS
 from proxy.providers.usage import count
 from proxy.types import Usage

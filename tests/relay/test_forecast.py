@@ -7,7 +7,8 @@ import msgspec
 import pytest
 
 from proxy.metering import pricing, tokenizer
-from proxy.metering.pricing import Prices, Rates, Tier
+from proxy.metering.pricing import Prices
+from proxy.metering.rates import Rates, Tier
 from proxy.relay.forecast import Forecast, Volume, forecast, forecasts, volume
 from proxy.relay.inbound import MOST_ANSWERS, parse
 from proxy.routing.alias import OUTPUT_TOKENS
@@ -31,7 +32,7 @@ class Entry(msgspec.Struct):
 
 
 def of(operation: Operation = Operation.CHAT, **members: Any) -> Volume:
-    return volume(parse(json.dumps({"model": "m", **members}).encode(), operation), operation)
+    return volume(parse(json.dumps({"model": "m", **members}).encode(), operation))
 
 
 def said(text: str) -> list[dict[str, str]]:
@@ -59,7 +60,8 @@ def test_without_a_word_an_answer_is_assumed_to_be_ordinary() -> None:
 
 def test_every_choice_may_be_as_long_as_it_may() -> None:
     assert of(messages=[], max_tokens=50, n=4).most == 200
-    assert of(messages=[], max_completion_tokens=7, max_tokens=50).most == 7
+    assert of(messages=[], max_completion_tokens=7, max_tokens=50).most == 50
+    assert of(messages=[], max_completion_tokens=7).most == 7
 
 
 @pytest.mark.parametrize(
@@ -72,6 +74,8 @@ def test_every_choice_may_be_as_long_as_it_may() -> None:
         ({"prompt": "a", "n": 2, "best_of": 5}, 50),
         ({"prompt": "a", "best_of": 10**9}, 10 * MOST_ANSWERS),
         ({"prompt": "a", "n": 6, "best_of": "many"}, 60),
+        ({"prompt": "a", "best_of": "5"}, 50),
+        ({"prompt": "a", "max_completion_tokens": 0}, 10),
         ({"prompt": [1, 2, 3]}, 10),
         ({"prompt": [[1, 2], [3]]}, 20),
         ({"prompt": []}, 10),
@@ -82,13 +86,18 @@ def test_every_prompt_of_a_completion_has_its_answers(members: dict[str, Any], m
     assert of(Operation.COMPLETION, max_tokens=10, **members).most == most
 
 
+def test_no_answer_at_all_is_what_nobody_asks_for() -> None:
+    assert of(messages=[], max_tokens=0) == of(messages=[])
+    assert of(messages=[], max_completion_tokens=0, max_tokens=5).most == 5
+
+
 def test_embeddings_make_nothing() -> None:
     assert of(Operation.EMBEDDINGS, input="x" * 40) == Volume(10, "heuristic", None, 0)
 
 
 def test_of_what_has_no_text_the_whole_body_counts() -> None:
     body = b'{"model": "m", "prompt": [1, 2, 3, 4]}'
-    found = volume(parse(body, Operation.COMPLETION), Operation.COMPLETION)
+    found = volume(parse(body, Operation.COMPLETION))
     assert (found.given, found.counted_by) == (len(body) // 4, "heuristic")
 
 

@@ -6,6 +6,7 @@ import asyncio
 import collections
 import random
 import sqlite3
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, closing, suppress
 from pathlib import Path
@@ -113,6 +114,46 @@ async def test_a_hard_budget_that_is_used_up_refuses_and_asks_nobody(
     assert [(each["id"], each["remaining_usd"]) for each in shown] == [("team", 0)]
     (event,) = await gateway.rows(1, "SELECT * FROM custom_events")
     assert (event["name"], event["value"]) == ("budget_used_up", 2 * CALL_USD)
+
+
+@pytest.mark.parametrize(
+    "asked", [{"max_completion_tokens": 0}, {"max_tokens": 0}, {"max_tokens": 0, "prompt": ""}]
+)
+async def test_no_way_of_asking_makes_a_call_look_free(
+    asked: dict[str, Any], upstream: Upstream, start: Start
+) -> None:
+    gateway = await start(configuration(upstream, budget(2)))
+    body = {"model": "lab/json", "prompt": "hi", "max_tokens": 100, **asked}
+    statuses = []
+    for _ in range(30):
+        answer = await gateway.client.post("/v1/completions", json=body)
+        statuses.append(answer.status_code)
+        await settled(gateway, statuses.count(200))
+    assert statuses[-1] == 429, statuses
+
+
+async def test_a_key_that_is_paid_for_is_paid_of_the_budget(
+    upstream: Upstream, start: Start
+) -> None:
+    config = configuration(upstream, budget(2))
+    keys = [{"name": "paid", "value": "sk-paid", "free_tier": False}]
+    config["providers"]["lab"] |= {"free_tier": True, "keys": keys}
+    gateway = await start(config)
+    assert [(await ask(gateway)).status_code for _ in range(3)] == [200, 200, 429]
+
+
+async def test_what_a_burst_did_not_need_is_there_for_another_gateway_at_once(
+    upstream: Upstream, start: Start, tmp_path: Path
+) -> None:
+    url = f"sqlite+aiosqlite:///{tmp_path}/calls.db"
+    config = configuration(upstream, budget(1000), telemetry={"database_url": url})
+    one, two = await start(config), await start(config)
+    assert (await ask(one, max_tokens=100_000)).status_code == 200  # reserves all
+    begin, statuses = time.monotonic(), [429]
+    while statuses[-1] == 429 and time.monotonic() < begin + 10:
+        statuses.append((await ask(two)).status_code)
+        await ask(one, max_tokens=100)  # it stays busy
+    assert statuses[-1] == 200, statuses
 
 
 async def test_a_soft_budget_that_is_used_up_tells_and_goes_on(

@@ -24,9 +24,9 @@ def everything(left: int) -> int:
 
 async def test_what_one_has_leased_another_cannot(either: Store, other: Store) -> None:
     one, two = LeaseTable(either), LeaseTable(other)
-    assert await one.lease(DAY, "a", NOON, LATER, lambda left: 600) == (600, 400)
-    assert await two.lease(DAY, "b", NOON, LATER, everything) == (400, 0)
-    assert await one.lease(DAY, "a", NOON, LATER, everything) == (0, 0)
+    assert await one.lease(DAY, "a", NOON, LATER, lambda left: 600) == (600, 400, 0)
+    assert await two.lease(DAY, "b", NOON, LATER, everything) == (400, 0, 0)
+    assert await one.lease(DAY, "a", NOON, LATER, everything) == (0, 0, 0)
     assert (await two.standing(DAY, NOON)).leased == 1000
     assert (await two.standing(DAY, LATER)).leased == 0
 
@@ -40,7 +40,7 @@ async def test_many_at_once_get_no_more_than_there_is(either: Store, other: Stor
             for n in range(10)
         ]
     )
-    assert sorted(granted for granted, _ in found) == [0] * 7 + [300] * 3
+    assert sorted(each.amount for each in found) == [0] * 7 + [300] * 3
 
 
 async def test_a_budget_that_comes_back_begins_with_the_calls(either: Store) -> None:
@@ -52,14 +52,14 @@ async def test_a_budget_that_comes_back_begins_with_the_calls(either: Store) -> 
     assert (await table.standing(DAY, NOON)).spent == 0  # nobody charged it
     await table.forget({other.account})
     assert (await table.standing(DAY, NOON)).spent == 70
-    assert await table.lease(DAY, "a", NOON, LATER, lambda left: 0) == (0, 830)
+    assert await table.lease(DAY, "a", NOON, LATER, lambda left: 0) == (0, 830, 70)
     assert (await table.standing(other, NOON)).spent == 0
 
 
 async def test_a_lease_grows_is_renewed_and_given_back(either: Store) -> None:
     table = LeaseTable(either)
     await table.lease(DAY, "a", NOON, LATER, lambda left: 100)
-    assert await table.lease(DAY, "a", NOON, LATER, lambda left: 50) == (50, 850)
+    assert await table.lease(DAY, "a", NOON, LATER, lambda left: 50) == (50, 850, 0)
     await table.renew([("a", 20, LATER + 60_000)])
     assert (await table.standing(DAY, LATER)).leased == 20
     await table.renew([("gone", 20, LATER)])
@@ -68,7 +68,7 @@ async def test_a_lease_grows_is_renewed_and_given_back(either: Store) -> None:
 async def test_a_lease_whose_time_is_over_goes(either: Store) -> None:
     table = LeaseTable(either)
     await table.lease(DAY, "a", NOON, LATER, lambda left: 1000)
-    assert await table.lease(DAY, "b", LATER, LATER + 60_000, lambda left: 600) == (600, 400)
+    assert await table.lease(DAY, "b", LATER, LATER + 60_000, lambda left: 600) == (600, 400, 0)
     # The first comes back with all that it had: what it holds counts although it was given away.
     assert (await table.lease(DAY, "a", LATER, LATER + 60_000, everything))[0] == 0
     await table.lease(DAY, "c", LATER + HOUR + 1, LATER + 2 * HOUR, lambda left: 1)
