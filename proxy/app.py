@@ -360,9 +360,7 @@ class _Gateway:
         app.include_router(health_router(lambda: app.state.ready))
         kept = self._recording
         app.include_router(
-            track_router(
-                kept.call, kept.keep, self._redact, self._settings.telemetry.keeps, kept.content
-            )
+            track_router(kept.call, kept.keep, self._redact, kept.check, kept.content)
         )
         app.include_router(budgets_router(self._spending))
         app.include_router(stats_router(self._store, self._overview))

@@ -11,6 +11,7 @@ import msgspec
 
 from proxy.clock import now_ms
 from proxy.entries import decode, encode
+from proxy.errors import ErrorReason, GatewayError
 from proxy.learnt import records, told
 from proxy.metering.meter import Books
 from proxy.metering.pricing import Prices
@@ -79,6 +80,18 @@ class Recording:
         status = self.writer.status()
         status["dropped"] += self._store.refused
         return status
+
+    def check(self) -> None:
+        """GatewayError where nothing is kept, or nothing can be written down now."""
+        if self.writer is None:
+            raise GatewayError(
+                503,
+                "Nothing is kept here: telemetry is switched off.",
+                ErrorReason.INTERNAL,
+                code="telemetry_off",
+                should_retry=False,
+            )
+        self.writer.journal.check()
 
     def keep(self, item: object) -> None:
         """Have a row written, unless nothing is to be kept."""

@@ -19,7 +19,6 @@ from proxy.api.body import bad
 from proxy.bounds import MOST_TOKENS, MOST_USD
 from proxy.clock import new_id, now_ms
 from proxy.content import Content
-from proxy.errors import ErrorReason, GatewayError
 from proxy.redact import shorten
 from proxy.relay.attribution import attribution
 from proxy.store.events import EventRecord
@@ -189,23 +188,16 @@ def track_router(
     call: Callable[[CallRecord], None],
     keep: Callable[[object], None],
     redact: Callable[[str], str],
-    keeps: bool,
+    check: Callable[[], None],
     keep_content: Callable[[Content], None] | None = None,
 ) -> APIRouter:
     """``call`` takes what is a call, ``keep`` any other row. Where nothing is kept (``keeps``) the
     answer is 503, since 201 would be a lie. ``keep_content`` takes prompts and answers; None: they
-    are not kept."""
+    are not kept. ``check`` raises what is answered where nothing can be written down now."""
     router = APIRouter(prefix="/track")
 
     async def told(request: Request, kind: type[_Told]) -> _Told:
-        if not keeps:
-            raise GatewayError(
-                503,
-                "Nothing is kept here: telemetry is switched off.",
-                ErrorReason.INTERNAL,
-                code="telemetry_off",
-                should_retry=False,
-            )
+        check()
         most = body.MAX_BODY if keep_content is None else MAX_FULL_BODY
         return await body.told(request, kind, most)
 

@@ -102,8 +102,10 @@ class Unfinished:
                 self._calls[call.request_id] = call
             case CallRecord(is_final=True, request_id=request_id):
                 self._calls.pop(request_id, None)
-            case CallRecord():
-                self._calls[item.request_id] = following(item)
+            case CallRecord(request_id=request_id):
+                known = self._calls.get(request_id)
+                if known is None or known.attempt <= item.attempt:  # else the next is under way
+                    self._calls[request_id] = following(item)
 
     def rows(self) -> list[CallRecord]:
         """The final row of each, now that nothing more will be heard of it."""

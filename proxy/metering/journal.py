@@ -14,7 +14,7 @@ import os
 import secrets
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from typing import Any
 from proxy.clock import monotonic, now_ms
 from proxy.errors import ErrorReason, GatewayError
 from proxy.metering.admission import Admission
-from proxy.metering.segment import MAGIC, MAX_PAYLOAD, Name, framed, listed
+from proxy.metering.segment import MAGIC, MAX_PAYLOAD, Name, framed, listed, payload
 from proxy.types import CallRecord
 
 if sys.platform != "win32":
@@ -74,7 +74,8 @@ class Journal:
         self._dirty = False
         self._begun = False  # a segment that its folder may not know of yet, after a power cut
         self._retired: list[int] = []  # full segments, to be synced and closed
-        self._open: dict[str, bytes] = {}  # the admission of each call that is under way
+        # The last word of each request that is under way, and the attempt that it is about.
+        self._open: dict[str, tuple[int, bytes]] = {}
         self._held: deque[bytes] = deque()
         self._dropped = 0
         self._bytes = self._segments = 0  # in the folder
@@ -86,6 +87,16 @@ class Journal:
     def held(self) -> int:
         """Entries that wait to be journaled."""
         return len(self._held)
+
+    def take(self) -> list[bytes]:
+        """The payloads of the entries that wait, for somebody else to keep."""
+        taken = [payload(entry) for entry in self._held]
+        self._held.clear()
+        return taken
+
+    def put_back(self, payloads: Sequence[bytes]) -> None:
+        """They could not be kept: they wait again, before all others."""
+        self._held.extendleft(framed(each) for each in reversed(payloads))
 
     @property
     def dropped(self) -> int:
@@ -119,37 +130,36 @@ class Journal:
         """A call is about to be made; ``call`` is its row if it does not come to its end. Raises
         GatewayError if it must not be made, since that cannot be written down."""
         entry = framed(self._encode(Admission(call)))
-        self._open[call.request_id] = entry
+        self._open[call.request_id] = call.attempt, entry
         if not self._write(entry) and self._strict:
             del self._open[call.request_id]
             raise _unwritable()
 
     def append(self, item: object) -> None:
         """Write down something that happened. Never raises: what cannot be is held, or counted."""
-        if isinstance(item, CallRecord):
+        if isinstance(item, CallRecord) and item.is_final:
             self._open.pop(item.request_id, None)
         try:
-            payload = self._encode(item)
-            if len(payload) > MAX_PAYLOAD:
-                raise OverflowError(f"it has {len(payload)} bytes")
+            encoded = self._encode(item)
+            if len(encoded) > MAX_PAYLOAD:
+                raise OverflowError(f"it has {len(encoded)} bytes")
         except (ValueError, OverflowError, TypeError) as error:
             self._dropped += 1
             _log.error("a %s cannot be kept: %s", type(item).__name__, error)
             return
-        entry = framed(payload)
+        entry = framed(encoded)
+        if isinstance(item, CallRecord) and not item.is_final:
+            attempt, _ = self._open.get(item.request_id, (0, b""))
+            if attempt <= item.attempt:  # else the next one has been admitted before
+                self._open[item.request_id] = item.attempt, entry
         if not self._write(entry):
             self._hold(entry)
         self._appended()
 
-    async def run(self) -> None:
-        """Sync what was written, begin new segments, come back from trouble; until cancelled."""
-        while True:
-            await asyncio.sleep(SYNC_SECONDS)
-            await self.tend()
-
     async def tend(self) -> None:
-        """One turn of ``run``."""
-        if self._file is not None and not self._in_place():
+        """Sync what was written, begin a new segment, come back from trouble: every
+        ``SYNC_SECONDS``."""
+        if self._file is not None and not self._in_place(self._file):
             _log.error("the journal's file was taken away; it is put back")
             self._replace(self._name)
         retired, self._retired = self._retired, []
@@ -168,7 +178,7 @@ class Journal:
 
     def close(self) -> None:
         """Seal the segment. What is still held is lost, counted and told."""
-        if self._file is None and self._held:
+        if self._file is None and (self._held or self._displaced):
             self._recover()
         if self._held:
             _log.error("%d entries are lost: %s", len(self._held), self._trouble)
@@ -229,9 +239,14 @@ class Journal:
         if self._bytes - self._size >= self._max_bytes:  # without the one that now may go
             self._fail(_full(self._max_bytes))
             return
-        name = self._name.next()
         try:
-            self._begin(name, MAGIC + b"".join((*self._held, *self._open.values())))
+            if self._displaced:  # what was written is nowhere else
+                assert self._given_up is not None
+                written = os.pread(self._given_up, self._size, 0)
+                self._begin(self._name, written + b"".join(self._held))
+            else:
+                waiting = (*self._held, *self._under_way())
+                self._begin(self._name.next(), MAGIC + b"".join(waiting))
         except OSError as error:
             self._fail(error)
             return
@@ -243,6 +258,9 @@ class Journal:
             _log.warning("the journal can be written again")
             self._trouble, self._told = None, 0.0
 
+    def _under_way(self) -> list[bytes]:
+        return [entry for _, entry in self._open.values()]
+
     def _replace(self, name: Name) -> None:
         """Go on in another segment, which begins with the calls under way, or in a copy of this
         one. If that cannot be made, in this one."""
@@ -252,7 +270,7 @@ class Journal:
             if name == self._name:
                 content = os.pread(before, self._size, 0)
             else:
-                content = MAGIC + b"".join(self._open.values())
+                content = MAGIC + b"".join(self._under_way())
             self._begin(name, content)
         except OSError as error:
             _log.error("cannot begin another segment of the journal: %s", error)
@@ -289,11 +307,15 @@ class Journal:
             fcntl.flock(file, fcntl.LOCK_UN)
         self._retired.append(file)
 
-    def _in_place(self) -> bool:
-        """Whether the file is still where others look for it."""
-        assert self._file is not None
+    @property
+    def _displaced(self) -> bool:
+        """Whether the segment that was given up is not there any more, with what was written."""
+        return self._given_up is not None and not self._in_place(self._given_up)
+
+    def _in_place(self, file: int) -> bool:
+        """Whether it is still where others look for it."""
         try:
-            return os.path.samestat(os.stat(self._folder / str(self._name)), os.fstat(self._file))
+            return os.path.samestat(os.stat(self._folder / str(self._name)), os.fstat(file))
         except OSError:
             return False
 

@@ -71,8 +71,14 @@ def framed(payload: bytes) -> bytes:
     return _FRAME.pack(len(payload), crc32(payload)) + payload
 
 
+def payload(entry: bytes) -> bytes:
+    """What was framed."""
+    return entry[_FRAME.size :]
+
+
 def listed(folder: Path) -> list[Name]:
-    """The segments in a folder, in order; none if there is no such folder."""
+    """The segments in a folder, in order; none if there is no such folder. OSError where that
+    cannot be told."""
     try:
         found = [Name.of(path.name) for path in folder.iterdir()]
     except FileNotFoundError:

@@ -23,8 +23,9 @@ BATCH = 1_000
 SHARE = 0.03
 """Of the time, what writing may take. What all entries of a transaction pay for once is so paid for
 the more seldom the more there are; where little happens, rows are there at once."""
-PAUSES = (0.2, 2.0)
-"""Seconds that an entry waits for others: at least, and at most."""
+PAUSES = (0.2, 0.7)
+"""Seconds that an entry waits for others: at least, and at most, as a row is promised to be there
+after one."""
 BACKOFF = (0.5, 1.0, 2.0, 5.0)
 """Seconds until the next try, by failures in a row."""
 MOST_COUNTED = 10_000
@@ -120,6 +121,12 @@ class Shipper:
         where another process ships."""
         if not self._ships:
             return 0
+        try:
+            return self._count_queued()
+        except OSError:  # nobody can tell, and the journal's state says why
+            return min(sum(whole for _, whole in self._waiting.values()), MOST_COUNTED)
+
+    def _count_queued(self) -> int:
         waiting: dict[str, tuple[int, int]] = {}
         whole = 0
         for name in listed(self._folder):

@@ -6,6 +6,7 @@ what is not in the database by then is in the journal, and the next start takes 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 from proxy.clock import monotonic
 from proxy.election import Election
-from proxy.metering.journal import Journal
+from proxy.metering.journal import SYNC_SECONDS, Journal
 from proxy.metering.shipper import Moves, Shipper
 
 _log = logging.getLogger("tollkeeper.journal")
@@ -34,6 +35,9 @@ class Writer:
         strict: bool,
         max_bytes: int,
     ) -> None:
+        self._decode = decode
+        self._flush = flush
+        self._passing = asyncio.Lock()
         self._election = Election(folder / "shipper")
         self._shipper = Shipper(
             folder,
@@ -48,7 +52,24 @@ class Writer:
         )
         self.put = self.journal.append
         self.run = self._shipper.run
-        self.tend = self.journal.run
+
+    async def tend(self) -> None:
+        """Look after the journal until cancelled. What it cannot keep goes past it."""
+        while True:
+            await asyncio.sleep(SYNC_SECONDS)
+            await self.journal.tend()
+            await asyncio.shield(self._pass())  # to cancel it would break a transaction
+
+    async def _pass(self) -> None:
+        """Write into the database what waits for the journal in memory alone."""
+        async with self._passing:
+            if not (waiting := self.journal.take()):
+                return
+            try:
+                await self._flush([self._decode(each) for each in waiting], {})
+            except Exception as error:
+                self.journal.put_back(waiting)
+                _log.warning("rows cannot go past the journal: %s", error or type(error).__name__)
 
     @property
     def depth(self) -> int:
@@ -73,6 +94,7 @@ class Writer:
         next start, and that is told."""
         deadline = monotonic() + seconds
         await self._shipper.drain(seconds)
+        await self._pass()
         self.journal.close()
         await self._shipper.drain(deadline - monotonic())
         if left := self._shipper.queued():

@@ -55,6 +55,14 @@ def test_a_request_is_unfinished_until_its_final_row() -> None:
     assert len(copy) == 1
 
 
+def test_an_attempt_that_failed_says_nothing_of_the_next_one_that_is_under_way() -> None:
+    second = admitted(2)
+    unfinished = Unfinished()
+    unfinished.hear(Admission(second))
+    unfinished.hear(failed(request_id="ID", is_final=False))
+    assert unfinished.rows() == [second]
+
+
 def test_where_another_attempt_was_to_follow_that_is_the_final_row() -> None:
     lost = failed(request_id="ID", attempt=3, is_final=False, agent_name="agent", tags='["a"]')
     unfinished = Unfinished()

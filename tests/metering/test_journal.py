@@ -105,6 +105,25 @@ async def test_a_full_segment_is_followed_by_one_that_begins_with_what_is_under_
     assert not process.journal.writes(first)
 
 
+@pytest.mark.parametrize("admitted", [True, False])
+async def test_a_request_that_is_tried_again_goes_into_the_next_segment(
+    process: Process, monkeypatch: pytest.MonkeyPatch, admitted: bool
+) -> None:
+    monkeypatch.setattr(module, "SEGMENT_BYTES", 500)
+    process.begin("a", provider="first")
+    if admitted:
+        process.begin("a", attempt=2, provider="second")
+    process.end("a", status="error", provider="failed", is_final=False)
+    await process.journal.tend()
+    await process.ship()
+    process.die()
+    await Process(process.folder, process.database).ship()
+    (last,) = process.database.finals("a")
+    assert (last.attempt, last.error_reason) == (2, "interrupted")
+    assert last.provider == ("second" if admitted else "failed")
+    assert len(process.database.rows) == 2
+
+
 async def test_a_segment_that_cannot_be_followed_is_written_on(
     process: Process, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -256,6 +275,25 @@ async def test_a_file_that_is_taken_away_is_put_back(
     assert "taken away" in caplog.text
     process.end("c")
     assert held(process.path()) == ["end a", "end b", "begin c", "end c"]
+    await process.ship()
+    assert [row.request_id for row in process.database.rows] == ["a", "b", "c"]
+
+
+async def test_what_was_written_where_nobody_looks_any_more_is_written_again(
+    process: Process,
+) -> None:
+    process.end("a")
+    await process.ship()
+    process.folder.rename(process.folder.with_name("away"))
+    process.folder.touch()
+    process.end("b")
+    await process.journal.tend()
+    assert process.journal.status()["state"] == "unwritable"
+    assert process.shipper.queued() == 0
+    process.end("c")
+    process.folder.unlink()
+    process.journal.close()
+    assert held(process.path()) == ["end a", "end b", "end c"]
     await process.ship()
     assert [row.request_id for row in process.database.rows] == ["a", "b", "c"]
 

@@ -10,8 +10,10 @@ import pytest
 
 from proxy.entries import decode, encode
 from proxy.metering import shipper
+from proxy.metering import writer as module
 from proxy.metering.writer import Writer
 from tests.metering.ledgers import Database
+from tests.scenarios.views import until
 from tests.store.rows import call
 
 
@@ -108,3 +110,26 @@ async def test_a_start_waits_for_what_was_left_only_so_long(
     assert len(database.rows) == 10
     await slow.drain(5)
     assert len(database.rows) == 35
+
+
+async def test_what_the_journal_cannot_take_goes_past_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "SYNC_SECONDS", 0.001)
+    (tmp_path / "journal").touch()
+    database = Database()
+    database.broken = OSError("locked")
+    made = writer(tmp_path / "journal", database)
+    made.journal.open()
+    made.put(call(request_id="a"))
+    tending = asyncio.create_task(made.tend())
+    async with asyncio.timeout(5):
+        await until(lambda: "cannot go past the journal" in caplog.text)
+        made.put(call(request_id="b"))
+        database.broken = None
+        await until(lambda: len(database.rows) == 2)
+    tending.cancel()
+    made.put(call(request_id="c"))
+    await made.drain(1)
+    assert [row.request_id for row in database.rows] == ["a", "b", "c"]
+    assert made.status()["dropped"] == 0
