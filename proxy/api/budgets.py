@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
+from proxy.api.listing import Listing
 from proxy.budget import Budget
 from proxy.clock import now_ms, rfc3339
 from proxy.errors import ErrorReason, GatewayError
@@ -18,11 +19,19 @@ Limit = Annotated[int, Query(ge=1, le=1000)]
 Cursor = Annotated[str | None, Query(pattern="^[0-9]{1,9}$")]
 
 
+_BLANK = {
+    **dict.fromkeys(("id", "name", "scope", "value", "period", "time_zone", "mode", "unpriced")),
+    "limit_usd": None,
+    "window": {"start": None, "end": None},
+    **dict.fromkeys(("spent_usd", "reserved_usd", "remaining_usd", "state")),
+}
+
+
 def budgets_router(spending: Spending) -> APIRouter:
     """Three paths; instants as RFC 3339, money in dollars."""
     shown = _Budgets(spending)
     router = APIRouter()
-    router.add_api_route("/stats/budgets", shown.listed, methods=["GET"])
+    router.add_api_route("/stats/budgets", shown.listed, methods=["GET"], response_model=None)
     router.add_api_route("/stats/budgets/{budget_id}", shown.one, methods=["GET"])
     router.add_api_route("/stats/budgets/{budget_id}/audit", shown.audit, methods=["GET"])
     return router
@@ -48,11 +57,11 @@ class _Budgets:
         self._budgets = spending.budgets
         self._table = spending.table
 
-    async def listed(self, limit: Limit = 100, cursor: Cursor = None) -> dict[str, Any]:
+    async def listed(self, limit: Limit = 100, cursor: Cursor = None) -> Listing:
         begin = int(cursor or 0)
         every, end = self._budgets(), begin + limit
         data = [await self._standing(budget) for budget in every[begin:end]]
-        return {"data": data, "next_cursor": str(end) if end < len(every) else None}
+        return Listing(data, str(end) if end < len(every) else None, _BLANK)
 
     async def one(self, budget_id: str) -> dict[str, Any]:
         return await self._standing(self._find(budget_id))

@@ -7,12 +7,13 @@ The answer is 201 and the id; the row is written by the batch writer, within a s
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from proxy.api import body
 from proxy.api.body import bad
@@ -52,6 +53,17 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 Status = Annotated[int, Field(ge=100, le=599)]
 
 
+def _theirs(id: str) -> str:
+    if _OURS.fullmatch(id):
+        raise ValueError("the gateway alone makes ids of this form, for the calls that it relays")
+    return id
+
+
+_OURS = re.compile("[0-9A-HJKMNP-TV-Z]{18}")
+Theirs = Annotated[Name, AfterValidator(_theirs)]
+"""An id that can be none of ours, whose call it would keep from being recorded."""
+
+
 class Told(BaseModel):
     """What all have. ``timestamp`` is RFC 3339; the id is made where none is told."""
 
@@ -71,7 +83,7 @@ class Told(BaseModel):
 class Inference(Told):
     """A call of a model: columns of ``api_calls``, and the names that others have for them."""
 
-    request_id: Name = Field(default_factory=new_id)
+    request_id: Theirs = Field(default_factory=lambda: f"t{new_id()}")
     provider: Name
     model: Name
     agent_name: Name | None = None
@@ -115,6 +127,7 @@ class Inference(Told):
         """The row; ValueError, with the member's name, where a value cannot be."""
         told = self.model_dump(exclude_none=True)
         same = {name: told.pop(name) for name in _SAME & told.keys()}
+        same = {n: redact(value) if isinstance(value, str) else value for n, value in same.items()}
         record = InvocationRecord(**{_NAMES.get(name, name): told[name] for name in told})
         made = call(
             record, now=now_ms(), endpoint="/track/inference", client_id=client_id, redact=redact
@@ -143,13 +156,13 @@ class Mistake(Told):
         """The row; ValueError, with the member's name, where a value cannot be."""
         return FaultRecord(
             timestamp=_instant(self.timestamp),
-            error_type=self.error_type,
+            error_type=redact(self.error_type),
             error_message=shorten(redact(self.error_message)),
-            request_id=self.request_id,
-            endpoint=self.endpoint,
+            request_id=redact(self.request_id),
+            endpoint=redact(self.endpoint),
             severity=self.severity,
-            provider=self.provider,
-            model_name=self.model,
+            provider=_redacted(redact, self.provider),
+            model_name=_redacted(redact, self.model),
             client_id=client_id,
             http_status=self.http_status,
         )
@@ -166,19 +179,26 @@ class Custom(Told):
     tool_name: Name | None = None
     attributes: dict[Word, Word | bool | int | Number] = Field({}, max_length=MOST_ATTRIBUTES)
 
-    def row(self, client_id: str | None, _: Callable[[str], str]) -> EventRecord:
+    def row(self, client_id: str | None, redact: Callable[[str], str]) -> EventRecord:
         """The row; ValueError, with the member's name, where a value cannot be."""
         return EventRecord(
-            event_id=self.event_id,
+            event_id=redact(self.event_id),
             timestamp=_instant(self.timestamp),
-            name=self.name,
+            name=redact(self.name),
             value=self.value,
-            request_id=self.request_id,
-            agent_name=self.agent_name,
-            tool_name=self.tool_name,
+            request_id=_redacted(redact, self.request_id),
+            agent_name=_redacted(redact, self.agent_name),
+            tool_name=_redacted(redact, self.tool_name),
             client_id=client_id,
-            metadata=msgspec.json.encode(self.attributes).decode() if self.attributes else None,
+            metadata=self._metadata(redact),
         )
+
+    def _metadata(self, redact: Callable[[str], str]) -> str | None:
+        attributes = {
+            redact(name): redact(value) if isinstance(value, str) else value
+            for name, value in self.attributes.items()
+        }
+        return msgspec.json.encode(attributes).decode() if attributes else None
 
 
 _Told = TypeVar("_Told", bound=Told)
@@ -235,6 +255,10 @@ def _made(told: Any, request: Request, redact: Callable[[str], str]) -> Any:
     except ValueError as error:
         name, _, what = str(error).partition(": ")
         raise bad(name, what) from None
+
+
+def _redacted(redact: Callable[[str], str], name: str | None) -> str | None:
+    return None if name is None else redact(name)
 
 
 def _instant(timestamp: str | None) -> int:

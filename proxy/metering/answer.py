@@ -7,6 +7,7 @@ an odd type the rest is still read.
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import msgspec
@@ -82,9 +83,11 @@ def decode_all(documents: bytes, count: int) -> list[Answer] | None:
 
 
 def _loose(document: bytes) -> Any:
-    """What servers send as JSON and is not quite: NaN, half a character, a byte order mark.
+    """What servers send as JSON and is not quite (NaN, half a character, a byte order mark), and
+    what is JSON and cannot be kept: a number without end.
 
-    NaN becomes null; what is no text becomes a replacement character, so that it can be stored.
+    Such numbers become null; what is no text becomes a replacement character, so that it can be
+    stored.
     """
     try:
         return _decode_any(document)
@@ -92,10 +95,14 @@ def _loose(document: bytes) -> Any:
         pass
     try:
         text = document.decode("utf-8-sig", "replace")
-        found = json.loads(text, parse_constant=lambda _: None)
+        found = json.loads(text, parse_constant=lambda _: None, parse_float=_finite)
         return _decode_any(json.dumps(found, ensure_ascii=False).encode("utf-8", "replace"))
     except _FAILURES:
         return None
+
+
+def _finite(number: str) -> float | None:
+    return found if math.isfinite(found := float(number)) else None
 
 
 def _lenient(loose: dict[str, Any]) -> Answer:

@@ -26,7 +26,7 @@ def spent(
     if usage is not None:
         drained = attempt.left is not None and attempt.left.gained(tap)
         final = drained and tap.complete and usage.output_tokens
-        stopped = status == "cancelled" and not final and isinstance(tap, StreamTap)
+        stopped = status != "success" and not final and isinstance(tap, StreamTap)
         if stopped and (usage.output_tokens or 0) < tap.seen_tokens:
             # Usage that grows with the stream (Gemini) or starts at zero stops where we stopped.
             given, seen = usage.input_tokens, _seen(tap)

@@ -49,7 +49,7 @@ def _stream(tap: StreamTap, sent: float) -> dict[str, Any]:
         times["inter_token_avg_ms"] = ms(sum(gaps) / len(gaps))
         times["inter_token_p50_ms"] = ms(median)
         times["inter_token_p95_ms"] = ms(percentile(gaps, 0.95))
-        times["max_stall_ms"] = ms(tap.max_gap) if tap.max_gap else None
+        times["max_stall_ms"] = ms(tap.max_gap) if tap.max_gap is not None else None
         stall = max(STALL, _STALLED * median)
         times["stall_count"] = sum(gap > stall for gap in tap.long_gaps)
     return times

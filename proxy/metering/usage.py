@@ -16,7 +16,7 @@ from proxy.bounds import MOST_TOKENS
 RawUsage = dict[str, Any]
 
 _PARTS = ("prompt_tokens", "completion_tokens", "input_tokens", "output_tokens")
-_NAMES = {"prompt_tokens", "input_tokens", "total_tokens"}
+_NAMES = {*_PARTS, "total_tokens"}
 
 
 def total(usage: Mapping[str, Any]) -> int:

@@ -77,12 +77,20 @@ def _told(raw: Mapping[str, Any], given: Mapping[str, Any], made: Mapping[str, A
     return _Told(
         given=first(raw, "prompt_tokens", "input_tokens", "prompt_cache_miss_tokens"),
         made=first(raw, "completion_tokens", "output_tokens"),
-        total=tokens(raw.get("total_tokens")),
+        total=_total(raw),
         read=read,
         written=written,
         thought=first(made, "reasoning_tokens"),
         beside=prompt is None and (own is None or "cache_read_input_tokens" in raw),
     )
+
+
+def _total(raw: Mapping[str, Any]) -> int | None:
+    """The total, unless it is less than its parts, as one that was sent before them may be."""
+    total = tokens(raw.get("total_tokens"))
+    given = first(raw, "prompt_tokens", "input_tokens") or 0
+    made = first(raw, "completion_tokens", "output_tokens") or 0
+    return None if total is not None and total < given + made else total
 
 
 def _whole(told: _Told) -> tuple[int | None, int | None]:

@@ -108,8 +108,8 @@ async def _remembered(
     connection: AsyncConnection, edge: Piece, grains: Sequence[Grain], now: int
 ) -> Piece:
     """The last piece, of calls; or the rollup that it begins, if the calls of that are gone."""
-    if await _any(connection, edge.start, edge.end):
-        return edge
+    if edge.end > now - HOUR and await _any(connection, edge.start, edge.end):
+        return edge  # nothing is deleted as soon as that
     for grain in reversed(grains):
         if edge.start % grain.length == 0 and edge.start >= _since(grain, now):
             rollup = Piece(grain.table, edge.start, edge.start + grain.length)

@@ -35,6 +35,7 @@ from proxy.store.columns import Instant
 from proxy.store.events import EventRecord
 from proxy.store.positions import Moves
 from proxy.store.rows import COLUMNS, kept, row
+from proxy.store.sets import TOLD
 from proxy.store.tables import api_calls
 from proxy.store.upsert import in_turn
 from proxy.types import CallRecord, FaultRecord, ModelInfo
@@ -150,12 +151,27 @@ async def insert_calls(
         )
         new = {(request, attempt) for request, attempt in await connection.execute(newest)}
         return [call for call in calls if (call.request_id, call.attempt) in new]
+    calls = await _not_told_before(connection, calls)
     # In one order on all nodes, as each waits for those who insert the same row just now.
     calls = sorted(calls, key=lambda call: (call.request_id, call.attempt))
     rows = msgspec.json.encode([row(call) for call in calls]).decode()
     done = await connection.exec_driver_sql(_POSTGRESQL_INSERT, (rows,))
     new = {tuple(key) for key in done}
     return [call for call in calls if (call.request_id, call.attempt) in new]
+
+
+async def _not_told_before(
+    connection: AsyncConnection, calls: Sequence[CallRecord]
+) -> Sequence[CallRecord]:
+    """Without the calls that somebody told us of, and that are there. PostgreSQL would not notice:
+    told again, they may begin at another time, and its rows are unique within a day alone."""
+    told = [call.request_id for call in calls if call.endpoint in TOLD]
+    if not told:
+        return calls
+    await in_turn(connection)  # so that of two who tell the same one is first
+    known = select(api_calls.c.request_id).where(api_calls.c.request_id.in_(told))
+    there = set(await connection.scalars(known))
+    return [call for call in calls if call.endpoint not in TOLD or call.request_id not in there]
 
 
 def _sqlite_insert(calls: Sequence[CallRecord]) -> tuple[str, list[tuple[Any, ...]]]:

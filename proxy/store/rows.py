@@ -17,12 +17,13 @@ from typing import Any
 import msgspec
 
 from proxy.money import dollars
+from proxy.store.sets import TOLD
 from proxy.types import BESIDE, CallRecord
 
 WORDS = {
     "endpoint": (
         *("/v1/chat/completions", "/v1/completions", "/v1/embeddings"),
-        *("/track/inference", "python"),
+        *TOLD,
     ),
     "finish_reason": ("stop", "length", "tool_calls", "content_filter", "function_call"),
     "privacy_level": ("metadata", "full", "none"),

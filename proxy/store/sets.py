@@ -10,3 +10,6 @@ LIMIT_SOURCES = ("header", "body", "local", "config")
 RESET_PERIODS = ("monthly", "daily", "never")
 CLIENT_LISTS = ("models", "providers", "tags", "budgets")
 """JSON lists of texts."""
+
+TOLD = ("/track/inference", "python")
+"""Endpoints of calls that did not pass through here: somebody told us of them."""

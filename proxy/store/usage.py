@@ -9,16 +9,13 @@ from sqlalchemy import ColumnElement, case, func, select, true
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from proxy.errors import ErrorReason
+from proxy.store.sets import TOLD
 from proxy.store.sources import total
 from proxy.store.tables import api_calls
 from proxy.store.tags import each
 
 _GRAINS = {60: 1000, 3600: 60_000, 86_400: 60_000}
 """By the seconds of a window, the milliseconds whose calls are counted as one."""
-
-
-_ELSEWHERE = ("/track/inference", "python")
-"""The endpoints of calls that did not pass through a gateway."""
 
 
 class Used(NamedTuple):
@@ -87,7 +84,7 @@ async def used_by(
         .where(
             table.timestamp >= now - seconds * 1000,
             table.status != "rejected",
-            table.endpoint.not_in(_ELSEWHERE),
+            table.endpoint.not_in(TOLD),
             # Who left before a provider was called used nothing.
             (table.status != "cancelled") | table.response_time_ms.is_not(None),
             named.in_(names),

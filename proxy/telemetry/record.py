@@ -24,7 +24,6 @@ from proxy.types import BESIDE, CallRecord
 
 LEVELS = ("metadata", "full", "none")
 
-"""Characters of a user."""
 _NAMES = ("invocation_id", "model_name", "provider")
 _TEXTS = (
     *("agent_name", "tool_name", "session_id", "trace_id", "user_id"),
@@ -142,22 +141,26 @@ def call(
     message = record.error_message
     if message is not None:
         message = shorten(_without_words(record, redact(message)))
+
+    def name(value: str | None) -> str | None:
+        return None if value is None else redact(value)[:LONGEST_ID]
+
     told = {
-        "request_id": record.invocation_id,
+        "request_id": redact(record.invocation_id),
         "attempt": 1,
         "is_final": True,
         "timestamp": start,
         "finished_at": start + took,
         "endpoint": endpoint,
-        "provider": record.provider,
-        "model": record.model_name,
-        "requested_model": record.model_name,
+        "provider": redact(record.provider),
+        "model": redact(record.model_name),
+        "requested_model": redact(record.model_name),
         "client_id": client_id,
-        "agent_name": record.agent_name,
-        "tool_name": record.tool_name,
-        "session_id": record.session_id,
-        "trace_id": record.trace_id,
-        "user_id": None if record.user_id is None else redact(record.user_id)[:LONGEST_ID],
+        "agent_name": name(record.agent_name),
+        "tool_name": name(record.tool_name),
+        "session_id": name(record.session_id),
+        "trace_id": name(record.trace_id),
+        "user_id": name(record.user_id),
         "tags": written(tags(map(redact, _told_tags(record)))),
         "is_stream": record.time_to_first_token_ms is not None,
         "status": record.status,

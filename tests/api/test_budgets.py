@@ -33,14 +33,14 @@ class Table:
         return Audit(WINDOW, self.spent, self.spent - 5, 7, 1)
 
 
-async def get(path: str, table: Table) -> httpx.Response:
+async def get(path: str, table: Table, **headers: str) -> httpx.Response:
     app = FastAPI()
     errors.install(app)
     spending: Any = SimpleNamespace(budgets=lambda: BUDGETS, table=table)
     app.include_router(budgets_router(spending))
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
-        return await client.get(path)
+        return await client.get(path, headers=headers)
 
 
 @pytest.mark.parametrize(
@@ -89,3 +89,13 @@ async def test_a_budget_that_nobody_made_is_404(path: str) -> None:
 async def test_without_the_database_it_is_503(path: str) -> None:
     answer = await get(f"/stats/budgets{path}", Table(error=StoreError("no database")))
     assert answer.status_code == 503
+
+
+async def test_the_list_is_csv_where_that_is_asked_for() -> None:
+    answer = await get("/stats/budgets", Table(5 * 10**8), accept="text/csv")
+    lines = answer.text.splitlines()
+    assert lines[0].startswith("id,name,scope,value,period,")
+    assert [line.split(",")[0] for line in lines[1:]] == ["b0", "b1", "b2"]
+    rows = (await get("/stats/budgets", Table())).json()["data"]
+    columns = lines[0].split(",")
+    assert {name.partition(".")[0] for name in columns} == set(rows[0])

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -76,7 +78,7 @@ async def test_what_is_not_told_is_unknown_and_the_id_is_made(gateway: Gateway) 
     answer = await tell(gateway, "inference", provider="lab", model="unpriced")
     row = await gateway.row()
     assert row["request_id"] == answer.json()["id"]
-    assert len(row["request_id"]) == 18
+    assert len(row["request_id"]) == 19
     unknown = ("input_tokens", "cost_estimate_usd", "response_time_ms", "temperature", "client_id")
     assert [row[name] for name in unknown] == [None] * 5
     assert (row["status"], row["usage_source"], row["cost_source"]) == ("success", "none", "none")
@@ -99,6 +101,61 @@ async def test_a_call_that_is_told_again_counts_once(gateway: Gateway) -> None:
     await gateway.rows(1, "SELECT * FROM api_calls WHERE request_id = 'last'")
     [day] = gateway.select("SELECT invocations, total_tokens FROM daily_costs")
     assert day == {"invocations": 2, "total_tokens": 14}
+
+
+async def test_nobody_can_tell_of_a_call_that_the_gateway_makes_itself(gateway: Gateway) -> None:
+    answer = await gateway.chat("lab/json")
+    ours = {"request_id": answer.headers["x-request-id"], "provider": "lab", "model": "free"}
+    refused = await tell(gateway, "inference", **ours, cost_usd=0)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (422, "request_id")
+    assert (await gateway.row())["model"] == "json"
+    about = await tell(
+        gateway, "error", request_id=ours["request_id"], error_type="E", error_message="m"
+    )
+    assert about.status_code == 201
+
+
+async def test_no_member_keeps_a_key(gateway: Gateway) -> None:
+    keys = ("sk-11111111", "sk-proj-" + "a1" * 20)
+    for n, key in enumerate(keys):
+        names = ["agent_name", "tool_name", "session_id", "trace_id", "user_id", "model_version"]
+        names += ["request_id", "provider", "model", "finish_reason", "error_message"]
+        told = {name: f"{n} {key}" for name in names}
+        assert (await tell(gateway, "inference", **told)).status_code == 201
+        names = ["event_id", "name", "request_id", "agent_name", "tool_name"]
+        attributes = {f"n {key}": f"v {key}"[:64]}
+        told = {name: f"{n} {key}" for name in names}
+        answer = await tell(gateway, "custom", **told, attributes=attributes)
+        assert answer.status_code == 201, answer.text
+        names = ["request_id", "error_type", "error_message", "provider", "model", "endpoint"]
+        told = {name: f"{n} {key}" for name in names}
+        assert (await tell(gateway, "error", **told)).status_code == 201
+    await gateway.rows(2)
+    await gateway.rows(2, "SELECT * FROM custom_events")
+    await gateway.rows(2, "SELECT * FROM errors")
+    files = [p for p in gateway.folder.rglob("*") if p.is_file() and p.suffix != ".yaml"]
+    kept = b"".join(map(Path.read_bytes, files))
+    assert b"[redacted]" in kept
+    for key in keys:
+        assert key.encode() not in kept
+
+
+async def test_what_cannot_be_written_down_is_not_promised(
+    start: Start, upstream: Upstream
+) -> None:
+    telemetry = {"journal": {"on_failure": "strict"}}
+    gateway = await start({"providers": {"lab": lab(upstream.url)}, "telemetry": telemetry})
+    (journal,) = gateway.folder.rglob("journal")
+    journal.rename(journal.with_name("away"))
+    journal.touch()
+    for _ in range(100):
+        if (await tell(gateway, "inference", provider="p", model="m")).status_code == 503:
+            break
+        await asyncio.sleep(0.05)
+    refused = await tell(gateway, "inference", provider="p", model="m")
+    assert refused.json()["error"]["code"] == "journal_unwritable"
+    stats = await gateway.client.get("/stats")
+    assert stats.json()["recorder"]["journal"]["state"] == "unwritable"
 
 
 async def test_the_names_of_older_programs_are_understood(gateway: Gateway) -> None:

@@ -139,6 +139,9 @@ def test_what_is_not_quite_json() -> None:
     assert decode(b'{"usage":{"prompt_tokens":-Infinity,"completion_tokens":2}}') == Answer(
         usage={"prompt_tokens": None, "completion_tokens": 2}
     )
+    assert decode(b'{"model":"m","usage":{"cost":1e999,"prompt_tokens":2.5}}') == Answer(
+        model="m", usage={"cost": None, "prompt_tokens": 2.5}
+    )
 
 
 ODD = st.recursive(

@@ -384,6 +384,7 @@ def test_where_nothing_was_seen_nothing_is_invented(bench: Bench) -> None:
         ("cancelled", (9, 2), (9, 3, 12), "estimated"),  # usage that grows, one chunk behind
         ("cancelled", (9, 3), (9, 3, 12), "provider"),
         ("cancelled", (9, 50), (9, 50, 59), "provider"),  # hidden thoughts were counted
+        ("error", (9, 0), (9, 3, 12), "estimated"),  # it broke off
         ("success", (9, 2), (9, 2, 11), "provider"),
     ],
 )

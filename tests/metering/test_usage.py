@@ -85,6 +85,14 @@ def test_what_counts_no_tokens_is_no_usage(other: Any) -> None:
     assert pick(counts(1, 2, 3), other) == counts(1, 2, 3)
 
 
+def test_one_side_alone_is_usage() -> None:
+    assert pick(None, {"completion_tokens": 7}) == {"completion_tokens": 7}
+    assert best_of({"input_tokens": 5, "output_tokens": 1}, {"output_tokens": 11}) == {
+        "input_tokens": 5,
+        "output_tokens": 11,
+    }
+
+
 def test_nothing_given_is_changed() -> None:
     first, second = counts(1, 2, 3, cost=1), counts(2, 2, 4)
     pick(first, second)

@@ -323,3 +323,9 @@ def test_whatever_is_said_shares_are_inside_their_wholes_and_no_price_is_below_z
     rates = Rates(input=9, output=9, cache_read=1, cache_write=12, input_audio=50, reasoning=5)
     price = cost(usage, rates)
     assert price is None or price >= 0
+
+
+@pytest.mark.parametrize("total", [0, 5, 14])
+def test_a_total_that_is_less_than_its_parts_is_added_up_anew(total: int) -> None:
+    found = count({"prompt_tokens": 5, "completion_tokens": 10, "total_tokens": total})
+    assert (found.input_tokens, found.output_tokens, found.total_tokens) == (5, 10, 15)

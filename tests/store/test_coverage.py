@@ -123,3 +123,12 @@ async def test_windows_that_meet_count_deleted_calls_once(either: Store) -> None
         async with (await either.writer()).begin() as connection:
             await connection.execute(delete(api_calls))
     assert await requests(either, begin - DAY, now_ms()) == 36
+
+
+async def test_a_call_that_comes_late_does_not_hide_those_that_are_gone(either: Store) -> None:
+    begin = MIDNIGHT - 10 * DAY
+    await either.write([call(timestamp=begin + n * MINUTE) for n in range(40)])
+    async with (await either.writer()).begin() as connection:
+        await connection.execute(delete(api_calls))
+    await either.write([call(timestamp=begin + 5 * MINUTE)])
+    assert await requests(either, begin - DAY, begin + 45 * MINUTE) == 41

@@ -5,6 +5,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+from sqlalchemy import func, select
 
 from proxy.changes import BreakerRecord, CooldownRecord, CountRecord, LiftRecord, SwitchRecord
 from proxy.sample import GpuSample, HostSample
@@ -12,9 +13,12 @@ from proxy.store.engine import Store
 from proxy.store.events import EventRecord
 from proxy.store.records import Batch
 from proxy.store.rows import COLUMNS, row
+from proxy.store.sets import TOLD
+from proxy.store.tables import api_calls, daily_costs
 from proxy.types import FaultRecord, ModelInfo
 from tests.store.rows import call, failed, rows
 
+NOON = 1_795_000_000_000
 EVERYTHING = (
     "api_calls",
     "daily_costs",
@@ -155,3 +159,17 @@ async def test_two_stores_may_write_to_one_file(store: Store, path: Path) -> Non
     )
     await other.close()
     assert len(rows(path, "SELECT * FROM api_calls")) == 20
+
+
+@pytest.mark.parametrize("endpoint", TOLD)
+async def test_a_call_that_is_told_again_counts_once_whenever_it_is_said_to_have_begun(
+    either: Store, endpoint: str
+) -> None:
+    for later in (0, 1, 90_000_000):
+        for _ in range(2):
+            await either.write(
+                [call(request_id="again", endpoint=endpoint, timestamp=NOON + later)]
+            )
+    async with either.reader() as connection:
+        assert await connection.scalar(select(func.count()).select_from(api_calls)) == 1
+        assert await connection.scalar(select(func.sum(daily_costs.c.invocations))) == 1
