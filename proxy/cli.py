@@ -142,7 +142,7 @@ def _add_keys(command: argparse.ArgumentParser) -> None:
         }.items()
     }
     create = made["create"]
-    create.add_argument("name", metavar="NAME")
+    create.add_argument("name", type=_name, metavar="NAME")
     create.add_argument("--owner", metavar="WHO")
     for option, meaning in {
         "--model": "what it may ask for, such as fast or 'groq/*'; may come again (all)",
@@ -259,6 +259,12 @@ def _span(text: str) -> int:
         return span(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _name(text: str) -> str:
+    if not 0 < len(text) <= 200 or "\0" in text:
+        raise argparse.ArgumentTypeError("must be a text of 1 to 200 characters")
+    return text
 
 
 def _limit(text: str) -> dict[str, int]:

@@ -6,6 +6,8 @@ from datetime import UTC, datetime
 
 from proxy.duration import duration
 
+LONGEST_DAYS = 1_000_000
+"""Of a span, so that no moment from now is beyond what a calendar knows."""
 _EXAMPLES = "RFC 3339, a date, or a time ago such as 7d or 24h"
 
 
@@ -32,6 +34,6 @@ def span(text: str) -> int:
     A number needs its unit: 7 might be days as well as seconds.
     """
     seconds = duration(text.strip())
-    if seconds is None or text.strip()[-1:].isdigit():
-        raise ValueError(f"must be a time such as 30d or 12h (got {text})")
+    if seconds is None or text.strip()[-1:].isdigit() or seconds > LONGEST_DAYS * 86_400:
+        raise ValueError(f"must be a time such as 30d or 12h, {LONGEST_DAYS}d at most (got {text})")
     return round(seconds * 1000)

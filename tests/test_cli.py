@@ -339,3 +339,12 @@ def test_a_client_is_let_in_with_the_limits_that_were_given(
     assert cli.main(["keys", "create", "ann", "--limit", "rpm=60", "--limit", "parallel=4"]) == 0
     assert cli.main(["keys", "list"]) == 0
     assert capsys.readouterr().out.endswith("  everything  rpm=60  parallel=4\n")
+
+
+@pytest.mark.parametrize("words", [[""], ["x" * 201], ["ann", "--expires-in", "1000001d"]])
+def test_what_the_api_would_not_take_neither_does_the_command_line(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["keys", "create", *words])
+    assert "must be a" in capsys.readouterr().err

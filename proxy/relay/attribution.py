@@ -8,7 +8,7 @@ that rows, limits and budgets have the same name for it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import chain
 
@@ -69,7 +69,7 @@ TOOLS = (
 
 
 def attribution(
-    headers: Iterable[tuple[bytes, bytes]],
+    headers: Sequence[tuple[bytes, bytes]],
     client: Client | None = None,
     redact: Callable[[str], str] = str,
 ) -> Attribution:
@@ -78,7 +78,7 @@ def attribution(
     found = {name: value for name, value in headers if name in _WANTED}
     agent = found.get(b"user-agent")
     trace = found.get(b"traceparent")
-    labels = found.get(b"x-tags")
+    labels = b",".join([value for name, value in headers if name == b"x-tags"])
     own = client.tags if client is not None else ()
 
     def said(name: bytes) -> str | None:

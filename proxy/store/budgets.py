@@ -14,8 +14,9 @@ from sqlalchemy import ColumnElement, bindparam, case, delete, func, insert, sel
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from proxy.budget import SCOPES, Budget
-from proxy.periods import Window
+from proxy.periods import HOUR_MS, Window
 from proxy.store.columns import nano_usd
+from proxy.store.sources import bucket_of
 from proxy.store.tables import api_calls, budget_leases, budget_windows
 from proxy.store.tags import tagged
 from proxy.types import CallRecord
@@ -24,6 +25,8 @@ DEAREST = 10**15
 """Nano-dollars: a million dollars. No call counts for more, whatever its provider says."""
 
 _windows, _leases, _calls = budget_windows.c, budget_leases.c, api_calls.c
+_NANO = nano_usd(_calls.cost_estimate_usd)
+_COST = func.sum(case((_NANO > DEAREST, DEAREST), (_NANO > 0, _NANO), else_=0))
 _ADD = (
     update(budget_windows)
     .where(_windows.account == bindparam("of"), _windows.start == bindparam("at"))
@@ -58,7 +61,7 @@ async def settle(connection: AsyncConnection, calls: Sequence[CallRecord]) -> No
 async def spent(connection: AsyncConnection, budget: Budget, at: int) -> int:
     """What is spent in the window of an instant."""
     known, missing = await _known(connection, budget, at)
-    return known + sum([(await recomputed(connection, budget, each))[0] for each in missing])
+    return known + sum((await _from_calls(connection, budget, missing)).values())
 
 
 async def begin(connection: AsyncConnection, budget: Budget, at: int) -> int:
@@ -71,15 +74,12 @@ async def begin(connection: AsyncConnection, budget: Budget, at: int) -> int:
         )
         await connection.execute(delete(budget_windows).where(gone))
     if missing:
-        rows = []
-        first = await connection.scalar(
-            select(func.min(_calls.timestamp)).where(_calls.timestamp >= missing[0].start)
-        )
-        for each in missing:
-            none = first is None or each.end <= first
-            nano = 0 if none else (await recomputed(connection, budget, each))[0]
-            total += nano
-            rows.append({"account": budget.account, "start": each.start, "spent_nano": nano})
+        found = await _from_calls(connection, budget, missing)
+        total += sum(found.values())
+        rows = [
+            {"account": budget.account, "start": start, "spent_nano": nano}
+            for start, nano in found.items()
+        ]
         await connection.execute(insert(budget_windows), rows)
     return total
 
@@ -89,14 +89,33 @@ async def recomputed(
 ) -> tuple[int, int, int]:
     """From the calls of a window that the budget counts: what they cost, how many have a cost, and
     of how many more nobody knows it."""
-    nano = nano_usd(_calls.cost_estimate_usd)
-    cost = func.sum(case((nano > DEAREST, DEAREST), (nano > 0, nano), else_=0))
     unpriced = (_calls.cost_estimate_usd.is_(None)) & (_calls.usage_source != "none")
     query = select(
-        cost, func.count(_calls.cost_estimate_usd), func.sum(case((unpriced, 1), else_=0))
+        _COST, func.count(_calls.cost_estimate_usd), func.sum(case((unpriced, 1), else_=0))
     ).where(_calls.timestamp >= window.start, _calls.timestamp < window.end, _counted(budget))
     found = (await connection.execute(query)).one()
     return int(found[0] or 0), found[1], int(found[2] or 0)
+
+
+async def _from_calls(
+    connection: AsyncConnection, budget: Budget, parts: Sequence[Window]
+) -> dict[int, int]:
+    """What the calls of each part of a window cost, by its start: of all its hours at once."""
+    if budget.span.hours is None:
+        return {each.start: (await recomputed(connection, budget, each))[0] for each in parts}
+    found = {each.start: 0 for each in parts}
+    if parts:
+        hour = bucket_of(_calls.timestamp, HOUR_MS)
+        query = (
+            select(hour, _COST)
+            .where(_calls.timestamp >= parts[0].start, _calls.timestamp < parts[-1].end)
+            .where(_counted(budget))
+            .group_by(hour)
+        )
+        for start, nano in await connection.execute(query):
+            if start in found:
+                found[start] = int(nano or 0)
+    return found
 
 
 async def leased(

@@ -179,3 +179,7 @@ def test_a_name_that_is_said_beats_the_user_agent() -> None:
 )
 def test_a_trace_is_read_as_w3c_writes_it(value: str, trace: str | None) -> None:
     assert read(traceparent=value).trace_id == trace
+
+
+def test_a_header_that_comes_twice_adds_its_tags() -> None:
+    assert attribution([(b"x-tags", b"a,b"), (b"x-tags", b"c")]).tags == ("a", "b", "c")

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import Engine, event, select
 
 from proxy.budget import Budget, Charge
 from proxy.periods import HOUR_MS
@@ -104,3 +106,32 @@ async def test_the_lease_pays_with_the_call(either: Store) -> None:
     await either.write([charged(100, lease="l")])
     async with either.reader() as connection:
         assert await budgets.leased(connection, DAY.account, 0, NOON - 1) == 0
+
+
+async def test_all_hours_of_a_rolling_window_are_added_up_at_once(
+    store: Store,
+) -> None:
+    long = Budget("long", "long", 1000, "90d", "client", "ck-1")
+    hour = NOON - NOON % HOUR_MS
+    times = [hour - n * 37 * HOUR_MS for n in range(50)]
+    await store.write([call(cost_nano_usd=1, timestamp=at, client_id="ck-1") for at in times])
+    asked: list[str] = []
+    with every_statement(asked):
+        assert await spent(store, long) == 50
+        assert await begun(store, long) == 50
+    assert len(asked) < 12
+    assert await spent(store, long) == 50
+
+
+@contextmanager
+def every_statement(asked: list[str]) -> Iterator[None]:
+    """Every statement that is executed meanwhile."""
+
+    def told(_: Any, __: Any, statement: str, *___: Any) -> None:
+        asked.append(statement)
+
+    event.listen(Engine, "before_cursor_execute", told)
+    try:
+        yield
+    finally:
+        event.remove(Engine, "before_cursor_execute", told)
