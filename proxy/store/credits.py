@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from proxy.store import address
 from proxy.store.address import StoreError
-from proxy.store.columns import FLOAT, Instant
+from proxy.store.columns import Instant
 from proxy.store.engine import Store
 from proxy.store.tables import api_credits
 from proxy.store.upsert import insert_into
@@ -62,18 +62,21 @@ class Credits:
                 **account._asdict(),
                 allowance=allowance,
                 credits_remaining=allowance,
+                credits_used=0.0,
                 credits_used_total=0.0,
                 reset_period=period,
                 reset_at=next_reset(period, now),
                 is_exhausted=allowance is not None and _micro(allowance) <= 0,
                 updated_at=now,
             )
-            left = None if allowance is None else _left_of(allowance, now)
+            used = _used(now)
+            left = None if allowance is None else float(_micro(allowance)) - used
             again = start.on_conflict_do_update(
                 index_elements=Account._fields,
                 set_={
                     "allowance": allowance,
-                    "credits_remaining": None if left is None else left / MICRO,
+                    "credits_remaining": None if left is None else _none_or(left) / MICRO,
+                    "credits_used": used / MICRO,
                     "reset_period": period,
                     "reset_at": next_reset(period, now),
                     "is_exhausted": False if left is None else left <= 0,
@@ -87,13 +90,15 @@ class Credits:
         """Use so much, or nothing where there is not as much left; whether it was used, and how it
         is now. None: there is no such account."""
         micro = float(_micro(amount))
-        left = _before(now) - micro
+        used = _used(now)
+        left = func.round(_c.allowance * MICRO) - used - micro
         due = _due(now)
         use = (
             update(api_credits)
             .where(*_is(account), or_(_c.allowance.is_(None), left >= 0))
             .values(
                 credits_remaining=left / MICRO,
+                credits_used=(used + micro) / MICRO,
                 credits_used_total=(func.round(_c.credits_used_total * MICRO) + micro) / MICRO,
                 reset_at=case((due, _following(now)), else_=_c.reset_at),
                 is_exhausted=func.coalesce(left <= 0, false()),
@@ -101,9 +106,9 @@ class Credits:
             )
         )
         async with self._changing() as connection:
-            used = (await connection.execute(use)).rowcount > 0
+            enough = (await connection.execute(use)).rowcount > 0
             row = await _row(connection, account)
-        return used, None if row is None else current(row, now)
+        return enough, None if row is None else current(row, now)
 
     @asynccontextmanager
     async def _changing(self) -> AsyncIterator[AsyncConnection]:
@@ -123,6 +128,7 @@ def current(row: Row, now: int) -> Row:
     whole = row["allowance"]
     return row | {
         "credits_remaining": whole,
+        "credits_used": 0.0,
         "is_exhausted": whole is not None and _micro(whole) <= 0,
         "reset_at": next_reset(row["reset_period"], now),
     }
@@ -154,18 +160,13 @@ def _due(now: int) -> ColumnElement[bool]:
     return func.coalesce(_c.reset_at <= now, false())
 
 
-def _before(now: int) -> ColumnElement[float]:
-    """Millionths that may be used; NULL: without an end."""
-    return case(
-        (_due(now), func.round(_c.allowance * MICRO)),
-        else_=func.round(_c.credits_remaining * MICRO),
-    )
+def _used(now: int) -> ColumnElement[float]:
+    """Millionths that were used in the period."""
+    return case((_due(now), 0.0), else_=func.round(_c.credits_used * MICRO))
 
 
-def _left_of(allowance: float, now: int) -> ColumnElement[float]:
-    """Millionths that are left of another allowance, after what was used of the one of before."""
-    whole = literal(float(_micro(allowance)), FLOAT)
-    left = whole - func.coalesce(func.round(_c.allowance * MICRO) - _before(now), 0.0)
+def _none_or(left: ColumnElement[float]) -> ColumnElement[float]:
+    """What is left, none where more was used than another allowance has."""
     return case((left > 0, left), else_=0.0)
 
 

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from proxy.store.address import SchemaError, StoreError
 
-HEAD = "0014"
+HEAD = "0015"
 """The newest revision in ``migrations/versions``."""
 
 NEWER_SCHEMA = 3

@@ -324,6 +324,7 @@ api_credits = Table(
     *key("kind", "provider", "key_id"),
     *floats("allowance", "credits_remaining"),
     Column("credits_used_total", FLOAT, nullable=False),
+    Column("credits_used", FLOAT, nullable=False, server_default="0"),
     Column("reset_period", Text, nullable=False),
     *instants("reset_at"),
     Column("is_exhausted", Boolean, nullable=False),

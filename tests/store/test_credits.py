@@ -108,13 +108,15 @@ async def test_saying_an_allowance_again_restores_nothing(either: Store) -> None
     credits = Credits(either)
     await credits.allow(MAIN, 10, "monthly", NOON)
     await credits.consume(MAIN, 4, NOON)
-    for allowance, remaining in ((10, 6), (12, 8), (3, 0), (10, 7)):
+    for allowance, remaining in ((10, 6), (12, 8), (3, 0), (10, 6)):
         row = await credits.allow(MAIN, allowance, "monthly", NOON)
         assert left(row) == (remaining, 4, remaining == 0)
     assert left(await credits.allow(MAIN, None, "monthly", NOON)) == (None, 4, False)
-    assert left(await credits.allow(MAIN, 5, "daily", NOON)) == (5, 4, False)
-    await credits.consume(MAIN, 5, NOON)
-    assert left(await credits.allow(MAIN, 5, "daily", NOON + 24 * HOUR)) == (5, 9, False)
+    await credits.consume(MAIN, 0.5, NOON)
+    assert left(await credits.allow(MAIN, 5, "daily", NOON)) == (0.5, 4.5, False)
+    assert not (await credits.consume(MAIN, 1, NOON))[0]
+    await credits.consume(MAIN, 0.5, NOON)
+    assert left(await credits.allow(MAIN, 5, "daily", NOON + 24 * HOUR)) == (5, 5, False)
 
 
 async def test_accounts_do_not_know_each_other(either: Store) -> None:
@@ -180,15 +182,14 @@ async def test_whatever_happens_it_is_what_a_ledger_of_the_period_says(
         if reset is not None and now >= reset:
             used_now, reset = 0, next_reset(period, now)
         if what == "allow":
-            left_before = max(0, value - used_now)
             row: Any = await credits.allow(account, value / 1e6, period, now)
-            allowance, used_now = value, value - left_before  # what is over is forgiven
+            allowance = value
         if what == "use":
             done, row = await credits.consume(account, value / 1e6, now)
             assert done == (value <= allowance - used_now)
             if done:
                 used_now, used_ever = used_now + value, used_ever + value
         if what != "wait":
-            remaining = allowance - used_now
+            remaining = max(0, allowance - used_now)
             assert left(row) == (remaining / 1e6, used_ever / 1e6, remaining == 0)
             assert row["reset_at"] == reset
