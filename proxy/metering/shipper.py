@@ -23,7 +23,7 @@ BATCH = 1_000
 SHARE = 0.03
 """Of the time, what writing may take. What all entries of a transaction pay for once is so paid for
 the more seldom the more there are; where little happens, rows are there at once."""
-PAUSES = (0.2, 0.7)
+PAUSES = (0.2, 0.85)
 """Seconds that an entry waits for others: at least, and at most, as a row is promised to be there
 after one."""
 BACKOFF = (0.5, 1.0, 2.0, 5.0)

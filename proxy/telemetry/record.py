@@ -79,6 +79,9 @@ class InvocationRecord(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         for name in _NAMES:
             _check_text(name, getattr(self, name))
+        for name in ("invocation_id", "model_name"):
+            if not getattr(self, name):
+                raise ValueError(f"{name}: must not be empty")
         for name in _TEXTS:
             if getattr(self, name) is not None:
                 _check_text(name, getattr(self, name))

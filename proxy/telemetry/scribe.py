@@ -166,7 +166,7 @@ class Scribe:
             return False
         if self._failures:
             _log.info("the database can be written again")
-        self._failures = 0
+        self._failures, self._last_error = 0, None
         with self._changed:
             for _ in batch:
                 self._rows.popleft()

@@ -428,7 +428,10 @@ async def test_a_segment_that_is_damaged_up_to_its_end_is_told_counted_and_put_a
     second.end("c")
     for _ in range(2):
         await second.ship()
-    assert ids(database) == [*["a", "b"][: max(left - 1, 0)], "c"]
+    assert sorted(ids(database)) == [
+        *["a", "b"][: max(left - 1, 0)],
+        "c",
+    ]  # begun in one millisecond, either is first
     assert not path.exists()
     assert path.with_suffix(".damaged").read_bytes() == content
     assert second.shipper.status()["dropped"] == 1
