@@ -38,6 +38,7 @@ class Writer:
         self._decode = decode
         self._flush = flush
         self._passing = asyncio.Lock()
+        self._stuck = False
         self._election = Election(folder / "shipper")
         self._shipper = Shipper(
             folder,
@@ -67,9 +68,12 @@ class Writer:
                 return
             try:
                 await self._flush([self._decode(each) for each in waiting], {})
+                self._stuck = False
             except Exception as error:
                 self.journal.put_back(waiting)
-                _log.warning("rows cannot go past the journal: %s", error or type(error).__name__)
+                if not self._stuck:  # from then on the journal tells every minute how many wait
+                    _log.warning("rows cannot go past the journal: %s", error)
+                self._stuck = True
 
     @property
     def depth(self) -> int:

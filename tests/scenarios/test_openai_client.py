@@ -454,8 +454,9 @@ async def test_a_client_that_leaves_a_stream_is_cancelled(bench: Bench) -> None:
 
 async def test_a_client_that_loses_patience_is_cancelled(bench: Bench) -> None:
     bench.upstream.script = hang
-    with pytest.raises(openai.APITimeoutError):
-        await bench.client.chat.completions.create(model="lab/impatient", messages=ASK, timeout=0.2)
+    async with bench.connect() as client:  # its connection cannot have been idle for too long
+        with pytest.raises(openai.APITimeoutError):
+            await client.chat.completions.create(model="lab/impatient", messages=ASK, timeout=0.2)
     sql = "SELECT * FROM api_calls WHERE model = 'impatient'"
     row = await bench.gateway.row(sql)
     assert (row["status"], row["error_reason"], row["http_status"]) == (
