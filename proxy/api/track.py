@@ -2,7 +2,7 @@
 
 A member that is not listed here is refused, so that no prompt and no answer is kept by mistake;
 where they are to be kept they have members of their own.
-The answer is 201 and the id; the row is written by the batch writer, within a second or two.
+The answer is 201 and the id; the row is written by the batch writer, within a second.
 """
 
 from __future__ import annotations
@@ -211,9 +211,9 @@ def track_router(
     check: Callable[[], None],
     keep_content: Callable[[Content], None] | None = None,
 ) -> APIRouter:
-    """``call`` takes what is a call, ``keep`` any other row. Where nothing is kept (``keeps``) the
-    answer is 503, since 201 would be a lie. ``keep_content`` takes prompts and answers; None: they
-    are not kept. ``check`` raises what is answered where nothing can be written down now."""
+    """``call`` takes what is a call, ``keep`` any other row. ``check`` raises what is answered
+    where nothing can be written down, since 201 would be a lie. ``keep_content`` takes prompts and
+    answers; None: they are not kept."""
     router = APIRouter(prefix="/track")
 
     async def told(request: Request, kind: type[_Told]) -> _Told:

@@ -104,3 +104,7 @@ def test_a_percentile_lies_among_the_values(ordered: list[float], share: float) 
     value = percentile(ordered, share)
     assert ordered[0] <= value or value == pytest.approx(ordered[0])
     assert value <= ordered[-1] or value == pytest.approx(ordered[-1])
+
+
+def test_a_stream_that_never_waited_has_stalled_for_no_time() -> None:
+    assert streamed((10.5, {"content": "a"}), (10.5, {"content": "b"}))["max_stall_ms"] == 0

@@ -352,3 +352,14 @@ def test_a_large_body_is_read_and_edited_whole() -> None:
     edited = found.edited("other", True)
     assert len(edited) - len(found.body) < 100
     assert members(edited)["messages"][1]["content"] == text
+
+
+def test_the_first_user_that_is_a_text_is_the_user() -> None:
+    assert inbound(chat(user=5, safety_identifier="si")).user == "si"
+    assert inbound(chat(user="ann", safety_identifier="si")).user == "ann"
+    assert inbound(chat(user="", safety_identifier=[])).user is None
+
+
+def test_an_endless_number_of_answers_is_refused() -> None:
+    with pytest.raises(GatewayError, match="not valid JSON"):
+        parse(b'{"model":"m","prompt":"x","best_of":1e999}', Operation.COMPLETION)

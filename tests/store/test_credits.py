@@ -119,6 +119,14 @@ async def test_saying_an_allowance_again_restores_nothing(either: Store) -> None
     assert left(await credits.allow(MAIN, 5, "daily", NOON + 24 * HOUR)) == (5, 5, False)
 
 
+async def test_an_allowance_that_is_said_again_after_its_reset_is_whole(either: Store) -> None:
+    credits, tomorrow = Credits(either), NOON + 24 * HOUR
+    await credits.allow(MAIN, 5, "daily", NOON)
+    await credits.consume(MAIN, 5, NOON)
+    await credits.allow(MAIN, 5, "daily", tomorrow)
+    assert (await credits.consume(MAIN, 5, tomorrow))[0]
+
+
 async def test_accounts_do_not_know_each_other(either: Store) -> None:
     credits = Credits(either)
     await credits.allow(MAIN, 1, "never", NOON)

@@ -186,3 +186,9 @@ def test_an_error_message_quotes_nothing_of_what_is_told_beside_it() -> None:
     told = "filtered: where is the gold hidden / under the old oak tree!"
     assert row(status="error", error_message=told, **said).error_message == "filtered: […] / […]!"
     assert row(status="error", error_message=told).error_message == told
+
+
+@pytest.mark.parametrize("name", ["invocation_id", "model_name"])
+def test_what_names_a_call_is_not_empty(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name}: must not be empty"):
+        InvocationRecord(**{"model_name": "m", name: ""})

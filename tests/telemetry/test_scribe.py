@@ -89,6 +89,7 @@ def test_rows_wait_for_a_database_that_is_away(
     book.away = False
     assert writing.flush(5)
     assert book.rows == ["a"]
+    assert writing.status()["last_error"] is None
     writing.close(1)
     told = [record.message for record in caplog.records if record.levelno == logging.WARNING]
     assert told == ["rows wait to be written: the database is locked"]
