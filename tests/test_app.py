@@ -309,7 +309,7 @@ async def test_old_rows_go_again_and_again_and_a_locked_database_is_for_later(
     monkeypatch.setattr(loops, "RETENTION_SECONDS", 0.01)
     telemetry = {"retention_days": 7, "archive": "kept"}
     await start({"providers": {"lab": lab(upstream.url)}, "telemetry": telemetry})
-    await asyncio.wait_for(enough.wait(), 5)
+    await asyncio.wait_for(enough.wait(), 20)
     assert set(days) == {7}
 
 

@@ -62,7 +62,7 @@ async def test_what_another_process_makes_is_followed(keys: ClientKeys, store: S
     following = asyncio.create_task(keys.follow())
     try:
         key = await other.create(new_client("ann"))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while not isinstance(who(keys, key), Client):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         await store.close()

@@ -37,7 +37,7 @@ async def test_what_cannot_be_done_yet_is_tried_again(monkeypatch: pytest.Monkey
     async def done() -> bool:
         return answers.pop(0)
 
-    await asyncio.wait_for(loops.until(done), 5)
+    await asyncio.wait_for(loops.until(done), 20)
     assert answers == [False]
 
 
@@ -125,5 +125,5 @@ async def test_what_one_of_several_does_is_done_from_its_turn_on(
     async def loop() -> None:
         done.append(len(answers))
 
-    await asyncio.wait_for(loops.elected(lambda: answers.pop(0), loop), 5)
+    await asyncio.wait_for(loops.elected(lambda: answers.pop(0), loop), 20)
     assert done == [0]

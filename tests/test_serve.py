@@ -19,7 +19,7 @@ def test_port_0_is_any_free_port_and_the_address_tells_which() -> None:
     with bind("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]
         assert address(listener) == f"http://127.0.0.1:{port}"
-        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+        socket.create_connection(("127.0.0.1", port), timeout=20).close()
 
 
 def test_the_address_of_every_interface_is_the_one_of_this_machine() -> None:
@@ -35,7 +35,7 @@ def test_a_port_in_use_is_found_before_anything_starts() -> None:
 def test_a_port_that_was_in_use_a_moment_ago_can_be_had_again() -> None:
     with bind("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]
-        with socket.create_connection(("127.0.0.1", port), timeout=5):
+        with socket.create_connection(("127.0.0.1", port), timeout=20):
             listener.accept()[0].close()  # the side that closes first keeps the port for a while
     bind("127.0.0.1", port).close()
 

@@ -61,7 +61,7 @@ async def shipping(process: Process) -> AsyncIterator[None]:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.001)
 
@@ -195,7 +195,7 @@ async def test_tries_are_ever_farther_apart(
     monkeypatch.setattr(shipper, "BACKOFF", (0.5, 1.0, 2.0))
     database.broken = OSError("locked")
     process.end("a")
-    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
         tasks.create_task(process.shipper.run())
         await until(lambda: database.tries >= 5)
         database.broken = None

@@ -123,7 +123,7 @@ async def test_what_the_journal_cannot_take_goes_past_it(
     made.journal.open()
     made.put(call(request_id="a"))
     tending = asyncio.create_task(made.tend())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await until(lambda: "cannot go past the journal" in caplog.text)
         made.put(call(request_id="b"))
         database.broken = None

@@ -187,7 +187,7 @@ def body_of(response: httpx.Response) -> Body:
 
 async def until(condition: Callable[[], object]) -> None:
     """Wait for something that takes a few turns of the loop."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while not condition():  # noqa: ASYNC110 - any state, not only what has an event
             await asyncio.sleep(0.001)
 

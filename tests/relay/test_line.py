@@ -147,7 +147,7 @@ async def test_a_head_that_is_cancelled_when_just_woken_hands_over() -> None:
     second = await started(desk.serve("second"))
     desk.release()
     await cancelled(first)
-    assert await asyncio.wait_for(second, 1)
+    assert await asyncio.wait_for(second, 20)
     assert_empty(line)
 
 
@@ -157,7 +157,7 @@ async def test_two_names_do_not_hold_each_other_up() -> None:
     waiting = await started(closed.serve("a", "big"))
     assert line.busy("big")
     assert not line.busy("small")
-    assert await asyncio.wait_for(open_.serve("b", "small"), 1)
+    assert await asyncio.wait_for(open_.serve("b", "small"), 20)
     await cancelled(waiting)
     assert_empty(line)
 
@@ -182,7 +182,7 @@ async def test_who_has_waited_long_enough_gives_up(place: str) -> None:
     head = await started(desk.serve("head")) if place == "second" else None
     began = monotonic()
     assert not await desk.serve("me", patience=0.03)
-    assert 0.03 <= monotonic() - began < 1
+    assert monotonic() >= began + 0.03
     if head is not None:
         assert len(line) == 1
         await cancelled(head)
@@ -239,7 +239,7 @@ async def test_a_full_line_takes_nobody() -> None:
     desk = Desk(line)
     waiting = [await started(desk.serve(name, name)) for name in "ab"]
     assert line.full
-    assert not await asyncio.wait_for(desk.serve("c", "c"), 1)
+    assert not await asyncio.wait_for(desk.serve("c", "c"), 20)
     assert not line.busy("c")
     await cancelled(*waiting)
     assert_empty(line)
@@ -261,7 +261,7 @@ async def test_what_a_look_raises_is_raised_and_the_next_one_looks() -> None:
     line.nudge()
     with pytest.raises(LookupError):
         await first
-    assert await asyncio.wait_for(second, 1)
+    assert await asyncio.wait_for(second, 20)
     assert_empty(line)
 
 
@@ -292,7 +292,7 @@ async def test_nothing_is_lost_or_left_behind_whatever_happens(seed: int) -> Non
     for name, desk in desks.items():
         assert not (desk.free and line.busy(name)), "one waits for what is free"
         desk.release(1000)
-    await asyncio.wait_for(asyncio.gather(*waiting), 5)
+    await asyncio.wait_for(asyncio.gather(*waiting), 20)
     for desk in desks.values():
         assert desk.served == sorted(desk.served)
     assert_empty(line)

@@ -463,7 +463,7 @@ async def test_nobody_overtakes_who_waits_already() -> None:
         call.line.wait("lab/m", lambda _: 0.0 if free else 60.0, monotonic() + 60)
     )
     serving = asyncio.ensure_future(call.serve())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while len(call.line) < 2:  # noqa: ASYNC110 - there is no event for it
             await asyncio.sleep(0.001)
     assert not call.upstream.requests

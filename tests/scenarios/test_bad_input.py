@@ -396,7 +396,7 @@ async def test_what_is_no_http_is_answered_and_forgotten(
         host, port = "127.0.0.1", int(gateway.url.rsplit(":", 1)[1])
         reader, writer = await asyncio.open_connection(host, port)
         writer.write(raw)
-        assert b"Traceback" not in await asyncio.wait_for(reader.read(), 5)
+        assert b"Traceback" not in await asyncio.wait_for(reader.read(), 20)
         writer.close()
         await writer.wait_closed()
     await still_serves(gateway, upstream)

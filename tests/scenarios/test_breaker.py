@@ -80,7 +80,7 @@ async def test_one_probe_goes_alone_and_its_success_closes(
     go = asyncio.Event()
 
     async def script(exchange: Exchange) -> None:
-        await asyncio.wait_for(go.wait(), 5)
+        await asyncio.wait_for(go.wait(), 20)
         await completion()(exchange)
 
     upstream.script = script

@@ -180,7 +180,7 @@ async def test_no_more_calls_are_under_way_than_may_and_who_leaves_makes_room(
     upstream.script = completion("Hi")
     for line in lines:
         await line.hang_up()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while (await ask(gateway, made)).status_code != 200:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     both = await asyncio.gather(*[ask(gateway, made) for _ in range(2)])
@@ -310,7 +310,7 @@ async def shared_by_all(
     go = asyncio.Event()
 
     async def script(exchange: Exchange) -> None:
-        await asyncio.wait_for(go.wait(), 5)
+        await asyncio.wait_for(go.wait(), 20)
         await completion()(exchange)
 
     upstream.reset()
@@ -324,7 +324,7 @@ async def shared_by_all(
     assert Counter(call.result() for call in calls) == {200: 1, 429: len(calls) - 1}
     upstream.script = completion()
     for client in clients * 2:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while await status(client, parallel) != 200:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
 

@@ -146,7 +146,7 @@ async def leave_by_the_dozen(folder: Path, upstream: Upstream, count: int) -> No
                 seen = number % 7
                 await line.until(ROLE)
                 while line.received.count(A) < seen:
-                    line.received += await asyncio.wait_for(line.reader.read(65536), 5)
+                    line.received += await asyncio.wait_for(line.reader.read(65536), 20)
                 await line.hang_up()
                 await asyncio.sleep(0.05)
                 left[name].set()

@@ -98,7 +98,7 @@ async def recorder(gateway: Gateway) -> dict[str, Any]:
 
 
 async def until(true: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while not await true():  # noqa: ASYNC110
             await asyncio.sleep(0.02)
 

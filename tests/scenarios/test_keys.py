@@ -57,7 +57,7 @@ async def test_the_least_busy_key_is_taken(upstream: Upstream, start: Start) -> 
     go = asyncio.Event()
 
     async def script(exchange: Exchange) -> None:
-        await asyncio.wait_for(go.wait(), 5)
+        await asyncio.wait_for(go.wait(), 20)
         await completion()(exchange)
 
     upstream.script = script

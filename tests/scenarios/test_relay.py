@@ -330,7 +330,7 @@ async def test_nothing_goes_out_before_the_first_content(
         await exchange.head(content_type="text/event-stream", transfer_encoding="chunked")
         for part in opening:
             await exchange.chunk(part)
-        await asyncio.wait_for(go.wait(), 5)
+        await asyncio.wait_for(go.wait(), 20)
         await exchange.chunk(event({"content": "now"}))
         await exchange.gone.wait()
 

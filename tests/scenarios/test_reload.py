@@ -111,7 +111,7 @@ async def test_what_is_new_is_used_and_what_runs_or_was_learnt_stays(
             )
         )
         gateway.process.signal(signal.SIGHUP)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while "lab/k2" not in await gateway.keys():  # noqa: ASYNC110 - another process
                 await asyncio.sleep(0.02)
         got = await gateway.chat("new")

@@ -76,7 +76,7 @@ def both(whole: Whole) -> Whole:
 
 
 async def soon(condition: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while not await condition():  # noqa: ASYNC110 - the news come over the network
             await asyncio.sleep(0.02)
 
@@ -153,7 +153,7 @@ async def test_one_of_them_probes(both: Whole) -> None:
     go = asyncio.Event()
 
     async def script(exchange: Exchange) -> None:
-        await asyncio.wait_for(go.wait(), 5)
+        await asyncio.wait_for(go.wait(), 20)
         await completion()(exchange)
 
     upstream.script = script

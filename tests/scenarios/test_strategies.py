@@ -111,7 +111,7 @@ async def test_the_least_busy_target_is_taken(place: Place) -> None:
     go = asyncio.Event()
 
     async def script(exchange: Exchange) -> None:
-        await asyncio.wait_for(go.wait(), 5)
+        await asyncio.wait_for(go.wait(), 20)
         await completion()(exchange)
 
     upstream.script = script

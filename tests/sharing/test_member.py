@@ -113,7 +113,7 @@ async def test_who_leaves_as_it_claims_leaves_nothing_behind() -> None:
             turning.go.set()
             await asyncio.gather(task, return_exceptions=True)
             assert task.cancelled()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while (await one.member.snapshot())[1] != {"w": 0}:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
             while not await other.member.hold("s", 1, "u"):  # noqa: ASYNC110
@@ -146,7 +146,7 @@ async def test_nobody_hears_an_echo_of_what_it_has_lifted_since() -> None:
 async def test_what_counts_nothing_is_not_asked() -> None:
     async with company() as (turning, one, _):
         turning.go.clear()
-        assert await asyncio.wait_for(one.member.claim(["p"], []), 1) is None
+        assert await asyncio.wait_for(one.member.claim(["p"], []), 20) is None
         assert one.member.available
         turning.go.set()
 
@@ -201,7 +201,7 @@ async def test_who_ends_is_not_waited_for_and_who_is_left_is_told() -> None:
     turning.thread.start()
     await worker.member.open()
     turning.ends = True
-    await asyncio.wait_for(worker.lost.wait(), 5)
+    await asyncio.wait_for(worker.lost.wait(), 20)
     assert not worker.member.available
     assert await worker.member.claim([], [TWO]) is None
     assert await worker.member.ask("echo", b"") == []

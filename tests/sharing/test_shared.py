@@ -6,8 +6,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -42,12 +41,9 @@ class Grants:
         self.used.append(list(used))
 
 
-@contextmanager
-def soon(seconds: float) -> Iterator[None]:
-    """The block must not hang; the bound is generous, since the machine may be busy."""
-    begun = time.monotonic()
-    yield
-    assert time.monotonic() - begun < seconds
+def soon() -> asyncio.Timeout:
+    """What is inside does not wait once for each of its 300 claims, which is a minute."""
+    return asyncio.timeout(20)
 
 
 async def test_two_nodes_together_never_admit_more_than_the_limit(
@@ -218,13 +214,13 @@ async def test_a_server_that_stops_answering_costs_one_wait_and_comes_back_by_it
     one, other = [await join(server.url, timeout=0.2) for _ in range(2)]
     await until(lambda: one.shared.nodes == 2)
     server.freeze()
-    with soon(1.0):
+    async with soon():
         claims = [one.shared.claim([], [window(1)]) for _ in range(300)]
         assert set(await asyncio.gather(*claims)) == {None}
     assert one.away == [2]
     assert not one.shared.available
-    with soon(0.1):
-        for _ in range(100):
+    async with soon():
+        for _ in range(300):
             assert await one.shared.claim([], [window(1)]) is None
     one.shared.rest(rest("place", one))
     await until(lambda: other.away)
@@ -245,7 +241,7 @@ async def test_a_server_that_is_killed_and_started_again_is_told_what_rests(
     node.shared.rest(kept)
     await until(lambda: node.places == ["place"])
     server.kill()
-    with soon(1.0):
+    async with soon():
         assert await node.shared.claim(["place"], [window(1)]) is None
     assert node.away == [1]
     node.shared.rest(rest("new", node))
@@ -275,7 +271,7 @@ async def test_where_no_server_is_it_begins_away_and_is_back_when_one_comes(
     server: Server, join: Join
 ) -> None:
     server.kill()
-    with soon(2.0):
+    async with soon():
         node = await join(server.url)
     assert node.away == [1]
     assert await node.shared.claim(["place"], [window(1)]) is None
@@ -290,7 +286,7 @@ async def test_a_frozen_server_hangs_neither_open_nor_close(server: Server) -> N
     await early.shared.open()
     server.freeze()
     late = Node(server.url)
-    with soon(3.0):
+    async with soon():
         await late.shared.open()
         await late.shared.close()
         await early.shared.close()
@@ -348,7 +344,7 @@ async def test_a_client_that_leaves_takes_nobody_with_it(url: str, prefix: str, 
 
 
 async def until_counted(node: Node, number: int) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while (await node.shared.snapshot())[1].get("requests", 0) != number:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
@@ -384,7 +380,7 @@ async def test_who_leaves_as_it_takes_a_slot_gives_it_back(
         await asyncio.gather(task, return_exceptions=True)
         if not task.cancelled():
             node.shared.free("s", f"t{number}")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while not await node.shared.hold("s", 1, "last"):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
