@@ -381,18 +381,21 @@ async def test_a_gateway_that_is_killed_leaves_nothing_reserved(
     store = Store(f"sqlite+aiosqlite:///{tmp_path}/calls.db")
     table = LeaseTable(store)
 
-    async def load(gateway: Process) -> None:
+    async def load(gateway: Process, busy: asyncio.Event) -> None:
         with suppress(OSError, AssertionError):  # it is gone
             while True:
                 line = await gateway.dial({"model": "lab/json", "max_tokens": 100, **CHAT})
                 try:
                     await line.until(b"usage")
+                    busy.set()
                 finally:
                     await line.hang_up()
 
     for _ in range(rounds):
         async with process(tmp_path, upstream, **more) as gateway:
-            clients = [asyncio.create_task(load(gateway)) for _ in range(8)]
+            busy = asyncio.Event()
+            clients = [asyncio.create_task(load(gateway, busy)) for _ in range(8)]
+            await asyncio.wait_for(busy.wait(), 20)
             await asyncio.sleep(random.uniform(0.05, 0.3))
             await gateway.killed()
             await asyncio.gather(*clients)

@@ -74,6 +74,15 @@ async def test_after_a_restart_it_holds_what_the_database_does(either: Store) ->
     assert ids(recent) == ["new", "long"]
 
 
+async def test_calls_that_ended_in_one_millisecond_keep_their_order(either: Store) -> None:
+    ended = [call(request_id=name, timestamp=NOON, finished_at=NOON + 1) for name in "abc"]
+    recent = Recent()
+    await either.write(ended)
+    async with either.reader() as connection:
+        await recent.load(connection)
+    assert ids(recent) == ["c", "b", "a"]
+
+
 @pytest.mark.parametrize(
     "filters",
     [
