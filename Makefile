@@ -23,8 +23,9 @@ help:  ## say what there is to make
 run: $(VENV)/.installed  ## install what is needed and start the gateway; ARGS="--port 9000"
 	@exec $(PYTHON) -m proxy $(ARGS)
 
+# More processes than cores: a test waits, for a child or a clock, more than it computes.
 test: $(VENV)/.installed-dev  ## install what the tests need and run them; ARGS="-k stream"
-	$(PYTHON) -m pytest $(ARGS)
+	$(PYTHON) -m pytest --numprocesses 4 --dist loadfile $(ARGS)
 
 lint: $(VENV)/.installed-dev  ## check style, format and types
 	$(PYTHON) -m ruff check .
