@@ -146,7 +146,7 @@ async def test_what_cannot_be_written_down_is_not_promised(
     telemetry = {"journal": {"on_failure": "strict"}}
     gateway = await start({"providers": {"lab": lab(upstream.url)}, "telemetry": telemetry})
     (journal,) = gateway.folder.rglob("journal")
-    journal.rename(journal.with_name("away"))
+    away = journal.rename(journal.with_name("away"))
     journal.touch()
     for _ in range(100):
         if (await tell(gateway, "inference", provider="p", model="m")).status_code == 503:
@@ -156,6 +156,8 @@ async def test_what_cannot_be_written_down_is_not_promised(
     assert refused.json()["error"]["code"] == "journal_unwritable"
     stats = await gateway.client.get("/stats")
     assert stats.json()["recorder"]["journal"]["state"] == "unwritable"
+    journal.unlink()
+    away.rename(journal)
 
 
 async def test_the_names_of_older_programs_are_understood(gateway: Gateway) -> None:
