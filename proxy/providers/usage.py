@@ -10,6 +10,7 @@ front of such models their cached tokens beside ``prompt_tokens``, xAI its reaso
     https://platform.openai.com/docs/api-reference/chat/object
     https://docs.anthropic.com/en/docs/build-with-claude/prompt-caching
     https://api-docs.deepseek.com/api/create-chat-completion
+    https://openrouter.ai/docs/use-cases/usage-accounting
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections.abc import Mapping
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Any, NamedTuple
 
-from proxy.bounds import MOST_USD
+from proxy.bounds import MOST_NANO_USD, MOST_USD
 from proxy.providers.members import first, inner, tokens
 from proxy.types import Usage
 
@@ -39,8 +40,10 @@ class _Told(NamedTuple):
 def count(raw: Mapping[str, Any]) -> Usage:
     """The counts of a usage object; what it does not tell is None, and its 0 is 0.
 
-    ``cost`` is US dollars where a provider sends it. Some tell shares that cannot be (OpenRouter
-    has sent more reasoning than output), so a share is never more than its whole.
+    ``cost`` is US dollars where a provider sends it; where OpenRouter uses a key that it was given
+    (``is_byok``) it is OpenRouter's fee, and what that key is charged stands beside it. Some tell
+    shares that cannot be (OpenRouter has sent more reasoning than output), so a share is never
+    more than its whole.
     """
     given = inner(raw, "prompt_tokens_details") or inner(raw, "input_tokens_details")
     made = inner(raw, "completion_tokens_details") or inner(raw, "output_tokens_details")
@@ -62,7 +65,7 @@ def count(raw: Mapping[str, Any]) -> Usage:
         output_audio_tokens=_share(first(made, "audio_tokens"), output_tokens),
         input_image_tokens=_share(first(given, "image_tokens"), input_tokens),
         output_image_tokens=_share(first(made, "image_tokens"), output_tokens),
-        cost_nano_usd=_nano(raw.get("cost")),
+        cost_nano_usd=_cost(raw),
     )
 
 
@@ -119,6 +122,14 @@ def _whole(told: _Told) -> tuple[int | None, int | None]:
 
 def _share(share: int | None, whole: int | None) -> int | None:
     return share if share is None or whole is None else min(share, whole)
+
+
+def _cost(raw: Mapping[str, Any]) -> int | None:
+    told = _nano(raw.get("cost"))
+    if told is None or raw.get("is_byok") is not True:
+        return told
+    beside = _nano(inner(raw, "cost_details").get("upstream_inference_cost")) or 0
+    return min(told + beside, MOST_NANO_USD)
 
 
 def _nano(value: Any) -> int | None:

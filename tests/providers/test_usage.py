@@ -285,6 +285,26 @@ def test_a_cost_is_counted_in_nano_dollars(cost: Any, nano: int | None) -> None:
     assert count({"cost": cost}).cost_nano_usd == nano
 
 
+@pytest.mark.parametrize(
+    ("own_key", "charged", "nano"),
+    [
+        (True, 0.019, 19_950_000),
+        (True, 0, 950_000),
+        (True, None, 950_000),
+        (True, "0.019", 950_000),
+        (True, 1_000_000, 10**15),
+        (False, 0.00095, 950_000),
+        (None, 0.019, 950_000),
+    ],
+)
+def test_what_a_key_of_ones_own_is_charged_is_part_of_the_cost(
+    own_key: bool | None, charged: Any, nano: int
+) -> None:
+    details = {"upstream_inference_cost": charged}
+    told = {"cost": 0.00095, "is_byok": own_key, "cost_details": details}
+    assert count(told).cost_nano_usd == nano
+
+
 counts = st.none() | st.integers(-5, 1000)
 details = st.none() | st.dictionaries(
     st.sampled_from(
