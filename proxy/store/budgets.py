@@ -15,8 +15,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from proxy.budget import SCOPES, Budget
 from proxy.periods import HOUR_MS, Window
+from proxy.store.buckets import bucket
 from proxy.store.columns import nano_usd
-from proxy.store.sources import bucket_of
 from proxy.store.tables import api_calls, budget_leases, budget_windows
 from proxy.store.tags import tagged
 from proxy.types import CallRecord
@@ -105,7 +105,7 @@ async def _from_calls(
         return {each.start: (await recomputed(connection, budget, each))[0] for each in parts}
     found = {each.start: 0 for each in parts}
     if parts:
-        hour = bucket_of(_calls.timestamp, HOUR_MS)
+        hour = bucket(_calls.timestamp, HOUR_MS)
         query = (
             select(hour, _COST)
             .where(_calls.timestamp >= parts[0].start, _calls.timestamp < parts[-1].end)

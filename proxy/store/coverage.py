@@ -15,6 +15,7 @@ from sqlalchemy import ColumnElement, Table, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from proxy.clock import now_ms
+from proxy.store.buckets import bucket
 from proxy.store.filters import Filters
 from proxy.store.rollups import DAY, DIMENSIONS, GRAINS, HOUR, TOTALS, Grain
 from proxy.store.tables import api_calls
@@ -67,6 +68,18 @@ async def cover(
     return pieces
 
 
+async def forgotten(connection: AsyncConnection, pieces: Sequence[Piece], length: int) -> set[int]:
+    """Which spans of ``length`` milliseconds nobody can tell about any more, by their starts:
+    calls are deleted in the hour or day around them, which has rollups of its own only."""
+    found: set[int] = set()
+    for piece in pieces:
+        if not piece.is_rolled and piece.start < piece.end:
+            grain = next(g for g in GRAINS[1:] if length <= g.length and _reaches(g, piece))
+            for start in await _gaps(connection, piece, grain):
+                found.update(range(start, start + grain.length, length))
+    return found
+
+
 def starts(piece: Piece) -> ColumnElement[bool]:
     """Which rollups of all calls are in a piece: told one by one, each is found by its key."""
     length = next(grain.length for grain in GRAINS if grain.table is piece.table)
@@ -116,6 +129,24 @@ async def _remembered(
             counted = await _attempts(connection, [rollup])
             return rollup if counted > await _rows(connection, *rollup[1:]) else edge
     return edge
+
+
+def _reaches(grain: Grain, piece: Piece) -> bool:
+    return piece.start >= _since(grain, now_ms())
+
+
+async def _gaps(connection: AsyncConnection, piece: Piece, grain: Grain) -> list[int]:
+    """The rollups of one length, by their starts, that count more calls than there are."""
+    length = grain.length
+    around = piece.start - piece.start % length, piece.end + -piece.end % length
+    rollups = Piece(grain.table, *around)
+    of_all = (grain.table.c.start, func.sum(grain.table.c.attempts))
+    counted = select(*of_all).where(starts(rollups), grain.table.c.series_id.in_(TOTALS))
+    at = bucket(api_calls.c.timestamp, length)
+    there = select(at, func.count()).where(window(Piece(api_calls, *around)))
+    kept = {int(start): n for start, n in await connection.execute(there.group_by(at))}
+    rows = await connection.execute(counted.group_by(grain.table.c.start))
+    return [start for start, attempts in rows if attempts > kept.get(start, 0)]
 
 
 async def _attempts(connection: AsyncConnection, pieces: Sequence[Piece]) -> int:

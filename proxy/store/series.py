@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from proxy.store import metrics
-from proxy.store.coverage import cover
+from proxy.store.coverage import cover, forgotten
 from proxy.store.filters import Filters
 from proxy.store.rollups import DAY, HOUR, MINUTE
 from proxy.store.sources import Asked
@@ -44,7 +44,8 @@ async def series(
     """The points ``{timestamp, value}``, oldest first, for one of ``METRICS`` and ``BUCKETS``.
 
     A distribution's ``value`` is its mean and the percentiles stand beside it; it is None in a
-    bucket without values, where counts and sums are 0. Raises TooManyPoints.
+    bucket without values, where counts and sums are 0. All are None where calls are deleted that
+    only a longer bucket still counts. Raises TooManyPoints.
     """
     length = BUCKETS[bucket]
     first = filters.start - filters.start % length
@@ -53,15 +54,16 @@ async def series(
         raise TooManyPoints
     asked = Asked(filters, bucket=length)
     pieces = await cover(connection, filters, length)
+    unknown = await forgotten(connection, pieces, length)
     if metric in metrics.DISTRIBUTIONS:
         found = await metrics.distributions(connection, asked, pieces, (metric,))
         shares = {start: found[metric].get((start,), metrics.NO_VALUES) for start in starts}
+        shares |= dict.fromkeys(unknown & shares.keys(), metrics.NO_VALUES)
         return [_shares(start, values) for start, values in shares.items()]
     sums = await metrics.totals(connection, asked, pieces)
-    return [
-        {"timestamp": start, "value": sums.get((start,), metrics.NO_CALLS)[metric]}
-        for start in starts
-    ]
+    values = {start: sums.get((start,), metrics.NO_CALLS)[metric] for start in starts}
+    values |= dict.fromkeys(unknown & values.keys(), None)
+    return [{"timestamp": start, "value": value} for start, value in values.items()]
 
 
 def _shares(start: int, values: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from sqlalchemy import (
     BigInteger,
     ColumnElement,
     FromClause,
-    Integer,
     Label,
     Select,
     Table,
@@ -22,7 +21,6 @@ from sqlalchemy import (
     case,
     cast,
     func,
-    literal_column,
     or_,
     select,
     true,
@@ -32,6 +30,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import GenericFunction
 
+from proxy.store.buckets import bucket
 from proxy.store.columns import FLOAT, nano_usd
 from proxy.store.coverage import Piece, starts, window
 from proxy.store.filters import Filters, where
@@ -116,29 +115,7 @@ class Asked(NamedTuple):
         keys: list[Label[Any]] = [columns[name].label(name) for name in self.by]
         if self.bucket is None:
             return keys
-        # Written out, not bound: PostgreSQL takes two bound values for two expressions.
-        start: ColumnElement[int] = bucket_of(at, literal_column(str(self.bucket), Integer()))
-        return [start.label("start"), *keys]
-
-
-class bucket_of(GenericFunction[int]):
-    """The start of the bucket in which an instant lies, in UTC milliseconds."""
-
-    type = BigInteger()
-    inherit_cache = True
-
-
-@compiles(bucket_of, "sqlite")
-def _bucket_sqlite(element: bucket_of, compiler: SQLCompiler, **kw: Any) -> str:
-    instant, length = (compiler.process(clause, **kw) for clause in element.clauses)
-    return f"({instant} - {instant} % {length})"
-
-
-@compiles(bucket_of, "postgresql")
-def _bucket_postgresql(element: bucket_of, compiler: SQLCompiler, **kw: Any) -> str:
-    instant, length = (compiler.process(clause, **kw) for clause in element.clauses)
-    milliseconds = f"CAST(extract(epoch FROM {instant}) * 1000 AS BIGINT)"
-    return f"({milliseconds} - {milliseconds} % {length})"
+        return [bucket(at, self.bucket).label("start"), *keys]
 
 
 class thousandths(GenericFunction[int]):

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, case, func, select, true
+from sqlalchemy import case, func, select, true
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from proxy.errors import ErrorReason
+from proxy.store.buckets import bucket
 from proxy.store.sets import TOLD
 from proxy.store.sources import total
 from proxy.store.tables import api_calls
@@ -46,7 +47,7 @@ async def used(connection: AsyncConnection, seconds: int, now: int) -> Sequence[
             # Who is not let in uses up nothing.
             func.coalesce(table.error_reason, "") != ErrorReason.AUTHENTICATION.value,
         )
-        .group_by(*owner, _grain(connection, _GRAINS[seconds]))
+        .group_by(*owner, bucket(table.timestamp, _GRAINS[seconds]))
         .order_by(oldest)
     )
     rows = await connection.execute(query)
@@ -89,15 +90,8 @@ async def used_by(
             (table.status != "cancelled") | table.response_time_ms.is_not(None),
             named.in_(names),
         )
-        .group_by(named, _grain(connection, _GRAINS[seconds]))
+        .group_by(named, bucket(table.timestamp, _GRAINS[seconds]))
         .order_by(oldest)
     )
     rows = await connection.execute(query)
     return [UsedBy(name, at, int(made), int(tokens)) for name, at, made, tokens in rows]
-
-
-def _grain(connection: AsyncConnection, milliseconds: int) -> ColumnElement[int]:
-    if connection.dialect.name == "postgresql":
-        unit = "second" if milliseconds == 1000 else "minute"
-        return func.date_trunc(unit, api_calls.c.timestamp)
-    return api_calls.c.timestamp // milliseconds

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import pytest
+from sqlalchemy import delete
 
+from proxy.clock import now_ms
 from proxy.store.engine import Store
 from proxy.store.series import METRICS, TooManyPoints, blank, series
+from proxy.store.tables import api_calls
 from tests.store.rows import anything, call, failed
 
-HOUR = 3_600_000
+MINUTE, HOUR = 60_000, 3_600_000
 NOON = 1_735_732_800_000
 
 
@@ -57,6 +60,29 @@ async def test_minutes_and_days_are_aligned(store: Store) -> None:
     assert (len(minutes), minutes[0]["timestamp"]) == (180, NOON)
     (day,) = await points(store, "requests", "day")
     assert day["timestamp"] == NOON - 12 * HOUR
+
+
+@pytest.mark.parametrize(("days", "length"), [(9, HOUR), (500, 24 * HOUR)])
+async def test_what_was_deleted_is_unknown_where_only_something_longer_counts_it(
+    either: Store, days: int, length: int
+) -> None:
+    midnight = now_ms() // (24 * HOUR) * 24 * HOUR - days * 24 * HOUR
+    kept, gone = midnight + 2 * HOUR, midnight + 3 * HOUR
+    await either.write([call(timestamp=at) for at in (kept, gone, gone + MINUTE)])
+    async with (await either.writer()).begin() as connection:
+        await connection.execute(delete(api_calls).where(api_calls.c.timestamp == gone))
+    window = anything(start=kept, end=gone + 2 * HOUR)
+    async with either.reader() as connection:
+        told = [
+            [point["value"] for point in await series(connection, window, "requests", bucket)]
+            for bucket in ("minute", "hour", "day")
+        ]
+        latency = await series(connection, window, "latency_ms", "minute")
+    if length == HOUR:
+        assert told == [[1] + [0] * 59 + [None] * 60 + [0] * 60, [1, 2, 0], [3]]
+    else:
+        assert told == [[None] * 180, [None] * 3, [None]]
+    assert [latency[61][name] for name in ("value", "p95")] == [None, None]
 
 
 async def test_too_many_points_are_refused(store: Store) -> None:

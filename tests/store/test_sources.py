@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import literal, select
 
 from proxy.store import sources, tally
-from proxy.store.columns import FLOAT, Instant
+from proxy.store.columns import FLOAT
 from proxy.store.coverage import Piece
 from proxy.store.engine import Store
 from proxy.store.rollups import DAY
@@ -25,16 +25,6 @@ async def test_a_value_has_the_same_thousandths_everywhere(either: Store, value:
     async with either.reader() as connection:
         found = await connection.scalar(select(sources.thousandths(literal(value, FLOAT))))
     assert found == tally.thousandths(value)
-
-
-@pytest.mark.parametrize("length", [60_000, 3_600_000, DAY])
-async def test_an_instant_lies_in_its_bucket(either: Store, length: int) -> None:
-    at = NOON + 12_345_678
-    async with either.reader() as connection:
-        found = await connection.scalar(
-            select(sources.bucket_of(literal(at, Instant), literal(length)))
-        )
-    assert found == at - at % length
 
 
 async def told(store: Store, piece: Piece, **asked: Any) -> list[dict[str, Any]]:
