@@ -254,13 +254,18 @@ def _contradictions(
 ) -> Iterator[tuple[Location, str]]:
     """What does not hold between two parts that are each sound."""
     configured = set(data.get("providers") or ())
+    named: list[tuple[Location, str]] = [
+        (("budgets", place, "value"), budget.value)
+        for place, budget in enumerate(settings.budgets)
+        if budget.scope == "provider"
+    ]
     for name, alias in settings.models.items():
         if name.partition("/")[0] in configured:
             yield ("models", name), "can never be reached: its first part is a provider's name"
-        for at, target in _targets(name, alias):
-            provider = target.partition("/")[0]
-            if provider not in configured and provider not in KNOWN:
-                yield at, f"{provider} is no configured provider; {nearest(provider, configured)}"
+        named += [(at, target.partition("/")[0]) for at, target in _targets(name, alias)]
+    for at, provider in named:
+        if provider not in configured and provider not in KNOWN:
+            yield at, f"{provider} is no configured provider; {nearest(provider, configured)}"
     for name, each in settings.providers.items():
         groups = {key.quota_group for key in each.keys} or {"none"}  # without keys there is one
         for group in each.limits.groups:

@@ -320,6 +320,18 @@ def test_budgets_need_the_database(telemetry: str) -> None:
     ]
 
 
+def test_a_budget_is_of_a_provider_that_there_is() -> None:
+    text = """
+budgets:
+  - {name: a, limit_usd: 1, period: day, scope: provider, value: labb}
+  - {name: b, limit_usd: 1, period: day, scope: provider, value: lab}
+  - {name: c, limit_usd: 1, period: day, scope: user, value: labb}
+"""
+    assert mistakes(LAB + text) == [
+        "t.yaml: budgets[0].value: labb is no configured provider; did you mean lab? accepted: lab"
+    ]
+
+
 def test_a_variable_that_means_nothing_is_a_mistake_or_a_warning() -> None:
     assert mistakes(environ={"TOLLKEEPER_SREVER__PORT": "1"}) == [
         "TOLLKEEPER_SREVER__PORT: is not a setting; did you mean server?"
