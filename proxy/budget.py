@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Literal
 
 import msgspec
@@ -50,10 +51,17 @@ class Budget(msgspec.Struct, frozen=True):
         return period(self.period, self.time_zone)
 
 
-class Charge(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """A budget that a call counts for: its account, the part of its window by its start (UTC
-    milliseconds), and the lease that the cost was held by, if any."""
-
-    account: str
-    bucket: int
-    lease: str | None = None
+@lru_cache(maxsize=10_000)
+def counted_under(account: str) -> Budget | None:
+    """A budget that counts what the one of this account does, without a limit. None where another
+    version of this program made the account, in a way that is not known here."""
+    whose, *terms = account.rsplit(" ", 2)
+    id, _, scope = whose.partition(" ")
+    kind, _, value = scope.partition(":")
+    try:
+        span, zone = terms
+        period(span, zone)
+    except ValueError:
+        return None
+    budget = Budget(id, id, 0, span, kind, value, zone)
+    return budget if kind in SCOPES and budget.account == account else None

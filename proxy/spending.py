@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from itertools import chain
 from typing import Any, Protocol
 
 import msgspec
 
-from proxy.budget import Budget, Charge
+from proxy.budget import Budget
 from proxy.budgets.account import Account, Reservation
 from proxy.clients import Client
 from proxy.clock import now_ms, rfc3339
@@ -27,10 +27,10 @@ from proxy.metering.pricing import Prices
 from proxy.money import NANO, dollars
 from proxy.schema import Settings
 from proxy.store.address import StoreError
+from proxy.store.budgets import counts
 from proxy.store.engine import Store
 from proxy.store.events import EventRecord
 from proxy.store.leases import LeaseTable
-from proxy.tags import read
 from proxy.types import Caller, CallRecord, Demand, Headers, Plan, Target
 
 ASSUMED = 1024
@@ -92,7 +92,7 @@ class Spending:
                 self.ledger.forget(accounts)
                 self._told = {name: at for name, at in self._told.items() if name in accounts}
                 with suppress(StoreError):
-                    await self.table.forget(accounts)
+                    await self.table.forget(accounts, now_ms())
             await asyncio.sleep(FORGET_SECONDS)
 
     def budgets(self) -> list[Budget]:
@@ -138,13 +138,18 @@ class Spending:
         return (plan if costs is every else plan.only(costs.__contains__)), told
 
     def settle(self, record: CallRecord) -> CallRecord:
-        """An attempt is over: the record, saying which budgets pay. With the final one the
-        estimate is let go."""
-        held = self._held.get(record.request_id, [])
-        none = record.usage_source == "none" and record.cost_nano_usd is None
-        if not none and (charges := self._charges(record, held)):
-            record = msgspec.structs.replace(record, charges=charges)
-        if held and record.is_final:
+        """An attempt is over: the record, saying which leases pay. With the final one the estimate
+        is let go."""
+        held = self._held.get(record.request_id)
+        if held is None:
+            return record
+        paying = [each for account, each in held if counts(account.budget, record)]
+        if paying and record.cost_nano_usd:
+            for reservation in paying:
+                reservation.use(record.cost_nano_usd)
+            leases = tuple([each.lease.id for each in paying])
+            record = msgspec.structs.replace(record, leases=leases)
+        if record.is_final:
             del self._held[record.request_id]
             for account, reservation in held:
                 self.ledger.release(account, reservation)
@@ -170,23 +175,6 @@ class Spending:
                 accounts += self._scopes.get(("tag", tag), _NO_ACCOUNTS)
             accounts += self._scopes.get(("all", ""), _NO_ACCOUNTS)
         return accounts
-
-    def _charges(
-        self, record: CallRecord, held: Sequence[tuple[Account, Reservation]]
-    ) -> tuple[Charge, ...]:
-        client = None if record.client_id is None else self._keys.get(record.client_id)
-        accounts = self._of(record.client_id, client, record.user_id, read(record.tags))
-        accounts += self._of_provider(record.provider)
-        charges = []
-        for account in accounts:
-            lease = None
-            for each, reservation in held:
-                if each is account:
-                    cost = record.cost_nano_usd
-                    reservation.use(reservation.amount if cost is None else cost)
-                    lease = reservation.lease.id
-            charges.append(Charge(account.name, account.bucket(record.timestamp), lease))
-        return tuple(charges)
 
     async def _costs(self, plan: Plan, demand: Demand, answers: int) -> dict[Target, int | None]:
         """What the call may cost at each target, None where nobody knows."""

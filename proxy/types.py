@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import msgspec
 
-from proxy.budget import Charge
 from proxy.clients import Client
 from proxy.errors import ErrorReason
 
@@ -206,7 +205,7 @@ class CallRecord(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defau
     UTC milliseconds, durations milliseconds. ``cost_nano_usd`` is stored as
     ``cost_estimate_usd`` and ``list_cost_nano_usd`` as ``list_cost_usd``, in dollars.
     The last two fields are no columns: ``rate_headers``, the raw ``x-ratelimit-*`` of the answer,
-    which the store turns into ``rate_limits``, and ``charges``, the budgets that the cost goes to.
+    which the store turns into ``rate_limits``, and ``leases``, those that the cost was held by.
 
     ``first_*_ms`` and ``last_token_ms`` count from sending the attempt. ``model_load_ms``,
     ``prompt_eval_ms`` and ``generation_ms`` are what the model's server measured itself;
@@ -302,10 +301,10 @@ class CallRecord(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defau
     privacy_level: str
     metadata: str | None = None
     rate_headers: tuple[tuple[bytes, bytes], ...] = ()
-    charges: tuple[Charge, ...] = ()
+    leases: tuple[str, ...] = ()
 
 
-BESIDE = ("rate_headers", "charges")
+BESIDE = ("rate_headers", "leases")
 """The last fields of a CallRecord, which are no columns."""
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from proxy.budget import SCOPES, Budget
+from proxy.budget import SCOPES, Budget, counted_under
 from proxy.types import CallRecord
 
 TEAM = Budget("team", "team", 10, "month")
@@ -30,3 +30,36 @@ def test_a_budget_with_another_limit_goes_on() -> None:
 
 def test_a_scope_is_a_column_of_a_call() -> None:
     assert set(SCOPES.values()) - {None} <= set(CallRecord.__struct_fields__)
+
+
+@pytest.mark.parametrize(
+    "budget",
+    [
+        TEAM,
+        Budget("a.b@c-d", "n", 1, "24h", "user", " ann: x 7d UTC ", "Europe/Berlin", "soft"),
+        Budget("ck-1-2", "ann", 1, "7d", "client", "ck-1"),
+        Budget("t", "t", 1, "day", "tag", "für alle"),
+    ],
+)
+def test_an_account_tells_what_is_counted(budget: Budget) -> None:
+    found = counted_under(budget.account)
+    assert found is not None
+    assert found.account == budget.account
+    for name in ("id", "period", "scope", "value", "time_zone"):
+        assert getattr(found, name) == getattr(budget, name)
+
+
+@pytest.mark.parametrize(
+    "account",
+    [
+        "",
+        "x",
+        "a all: day",
+        "a all: day Nowhere",
+        "a all: fortnight UTC",
+        "a team:x day UTC",
+        "a b c d",
+    ],
+)
+def test_an_account_in_another_form_tells_nothing(account: str) -> None:
+    assert counted_under(account) is None

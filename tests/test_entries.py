@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import pytest
 
-from proxy.budget import Charge
 from proxy.changes import CountRecord, LiftRecord, SwitchRecord
 from proxy.entries import decode, encode
 from proxy.metering.admission import ADMISSION, Admission
@@ -12,7 +11,7 @@ from tests.store.stories import NOON, everything
 MORE = [
     Admission(call(error_reason="interrupted")),
     call(rate_headers=((b"x-ratelimit-limit", b"\xff"),), is_cold_start=False, temperature=0.0),
-    call(charges=(Charge("team all: day UTC", NOON, "lease"), Charge("b", NOON))),
+    call(leases=("a", "b")),
     LiftRecord("groq", "m", "k", "", NOON),
     SwitchRecord("groq", "k", "org", True, NOON),
     CountRecord("groq", "m", "k", "org", "rpm", 10, 2, 60, NOON, NOON),

@@ -93,10 +93,6 @@ class Account:
             self._window = self.period.window(at)
         return self._window
 
-    def bucket(self, at: int) -> int:
-        """The part of its window that a call of that instant counts in."""
-        return self.window(at).start if self.period.hours is None else at - at % HOUR_MS
-
     def starts(self, at: int) -> int:
         """What a lease of that instant is for."""
         return 0 if self.period.hours is not None else self.window(at).start

@@ -1,24 +1,38 @@
 """``budget_windows``: what was spent of each budget, in nano-dollars.
 
 A part of a window has a row from when it was first asked for, which begins with the sum of the
-calls that are there. From then on each transaction that writes calls adds them. So what stands here
-is the sum of the calls, whenever the budget was made.
+calls that are there. From then on each transaction that writes calls adds them, whether or not the
+process that made them knew of the budget. So what stands here is the sum of the calls, whoever made
+them and whenever the budget was made.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 
-from sqlalchemy import ColumnElement, bindparam, case, delete, func, insert, select, true, update
+from sqlalchemy import (
+    ColumnElement,
+    Select,
+    bindparam,
+    case,
+    delete,
+    func,
+    insert,
+    select,
+    true,
+    update,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from proxy.budget import SCOPES, Budget
+from proxy.budget import SCOPES, Budget, counted_under
 from proxy.periods import HOUR_MS, Window
 from proxy.store.buckets import bucket
 from proxy.store.columns import nano_usd
 from proxy.store.tables import api_calls, budget_leases, budget_windows
 from proxy.store.tags import tagged
+from proxy.tags import read
 from proxy.types import CallRecord
 
 DEAREST = 10**15
@@ -39,23 +53,63 @@ _PAY = (
 )
 
 
+def _each_account() -> Select[str]:
+    """The accounts, each found by its first row: one may have two thousand."""
+    first = select(func.min(_windows.account).label("name")).cte("accounts", recursive=True)
+    following = select(func.min(_windows.account)).where(_windows.account > first.c.name)
+    found = first.union_all(
+        select(following.correlate(first).scalar_subquery()).where(first.c.name.is_not(None))
+    )
+    return select(found.c.name).where(found.c.name.is_not(None))
+
+
+_ACCOUNTS = _each_account()
+
+
+@lru_cache(maxsize=1000)
+def _bucket(budget: Budget, second: int) -> int:
+    """Where the calls of a second count; every bucket begins with one."""
+    return budget.span.bucket(second * 1000)
+
+
 async def settle(connection: AsyncConnection, calls: Sequence[CallRecord]) -> None:
-    """Add what the calls cost to the budgets that they count for, and to the leases that paid."""
+    """Add what the calls cost to the budgets that count them, and to the leases that paid. For a
+    transaction in which no budget begins."""
+    costs = [
+        (call, min(call.cost_nano_usd, DEAREST))
+        for call in calls
+        if call.cost_nano_usd is not None and call.cost_nano_usd > 0
+    ]
     spent: Counter[tuple[str, int]] = Counter()
     paid: Counter[str] = Counter()
-    for call in calls:
-        if call.charges and call.cost_nano_usd is not None and call.cost_nano_usd > 0:
-            cost = min(call.cost_nano_usd, DEAREST)
-            for charge in call.charges:
-                spent[charge.account, charge.bucket] += cost
-                if charge.lease is not None:
-                    paid[charge.lease] += cost
+    budgets = [counted_under(each) for each in await accounts(connection)] if costs else []
+    for call, cost in costs:
+        for budget in budgets:
+            if budget is not None and counts(budget, call):
+                spent[budget.account, _bucket(budget, call.timestamp // 1000)] += cost
+        for lease in call.leases:
+            paid[lease] += cost
     if spent:
         rows = [{"of": of, "at": at, "cost": cost} for (of, at), cost in sorted(spent.items())]
         await connection.execute(_ADD, rows)
     if paid:
         rows = [{"lease": lease, "cost": cost} for lease, cost in sorted(paid.items())]
         await connection.execute(_PAY, rows)
+
+
+def counts(budget: Budget, call: CallRecord) -> bool:
+    """Whether a call is one of those that a budget is about."""
+    column = SCOPES[budget.scope]
+    if column is None:
+        return True
+    if column == "tags":
+        return budget.value in read(call.tags)
+    return bool(getattr(call, column) == budget.value)
+
+
+async def accounts(connection: AsyncConnection) -> list[str]:
+    """Under what anything is counted."""
+    return [name for (name,) in await connection.execute(_ACCOUNTS)]
 
 
 async def spent(connection: AsyncConnection, budget: Budget, at: int) -> int:
@@ -146,6 +200,7 @@ async def _known(connection: AsyncConnection, budget: Budget, at: int) -> tuple[
 
 
 def _counted(budget: Budget) -> ColumnElement[bool]:
+    """``counts`` in SQL."""
     column = SCOPES[budget.scope]
     if column is None:
         return true()

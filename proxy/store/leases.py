@@ -104,12 +104,16 @@ class LeaseTable:
             there = select(_leases.id).where(_leases.id.in_([row["of"] for row in rows]))
             return set(await connection.scalars(there))
 
-    async def forget(self, accounts: Collection[str]) -> None:
-        """Let go of what is known of all accounts but these. Nobody adds to them any more, so that
-        a budget that comes back has to begin with the calls."""
+    async def forget(self, accounts: Collection[str], now: int) -> None:
+        """Let go of what is known of all accounts but these, and those of which others have leased.
+        A budget that comes back begins with the calls."""
         async with self._store.reader() as connection:
-            known = await connection.scalars(select(_windows.account).distinct())
-            gone = [{"of": each} for each in known if each not in accounts]
+            known = await budgets.accounts(connection)
+            leased = await connection.scalars(
+                select(_leases.account).where(_leases.expires_at > now)
+            )
+            kept = {*accounts, *leased}
+            gone = [{"of": each} for each in known if each not in kept]
         if gone:
             async with self._changing() as connection:
                 await connection.execute(_FORGET, gone)

@@ -52,10 +52,10 @@ def test_a_lease_ends_with_its_time_and_with_its_window() -> None:
     assert rolling.reserve(1, NOON + 24 * HOUR_MS, 0.0) is not None
 
 
-def test_a_call_counts_where_it_began() -> None:
+def test_a_window_is_the_present_one() -> None:
     day, rolling = account(), Account(Budget("b", "b", 10, "24h"))
-    assert day.bucket(NOON + HOUR_MS) == day.bucket(NOON) == NOON - NOON % (24 * HOUR_MS)
-    assert rolling.bucket(NOON + HOUR_MS + 5) == NOON + HOUR_MS
+    assert day.window(NOON + HOUR_MS) == day.window(NOON)
+    assert day.window(NOON).start == NOON - NOON % (24 * HOUR_MS)
     assert rolling.window(NOON).end == NOON + HOUR_MS
     assert rolling.window(NOON + HOUR_MS).end == NOON + 2 * HOUR_MS
     assert rolling.window(NOON - HOUR_MS).end == NOON

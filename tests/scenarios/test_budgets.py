@@ -26,7 +26,7 @@ from tests.gateway import Gateway, lab, running
 from tests.process import CHAT, Process, process
 from tests.scenarios.views import until
 from tests.store.databases import REACHABLE, address, create, drop, migrated
-from tests.upstream import Upstream, completion
+from tests.upstream import Upstream, answer, completion
 
 Start = Callable[..., Awaitable[Gateway]]
 MASTER = "tk-master-of-this-house"
@@ -302,10 +302,14 @@ async def test_what_was_spent_before_there_was_a_budget_counts(
         assert (await audit(gateway))["spent_usd"] == pytest.approx(4 * CALL_USD)
 
 
+@pytest.mark.parametrize("forgotten", [False, True])
 async def test_a_budget_that_was_away_knows_what_was_spent_meanwhile(
-    upstream: Upstream, start: Start, monkeypatch: pytest.MonkeyPatch
+    forgotten: bool, upstream: Upstream, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(spending, "FORGET_SECONDS", 0.05)
+    if forgotten:
+        monkeypatch.setattr(spending, "FORGET_SECONDS", 0.05)
+        monkeypatch.setattr(ledger, "LEASE_SECONDS", 0.5)
+        monkeypatch.setattr(ledger, "_EARLY", 0.3)
     gateway = await start(configuration(upstream, budget(5)))
     file = gateway.database.parent / "tollkeeper.yaml"
     whole = file.read_text()
@@ -316,13 +320,45 @@ async def test_a_budget_that_was_away_knows_what_was_spent_meanwhile(
     assert (await gateway.client.post("/admin/reload")).status_code == 200
     assert (await ask(gateway)).status_code == 200
     await settled(gateway, 2)
-    await until(lambda: not gateway.select("SELECT * FROM budget_windows"))
+    if forgotten:
+        await until(lambda: not gateway.select("SELECT * FROM budget_windows"))
     file.write_text(whole)
     assert (await gateway.client.post("/admin/reload")).status_code == 200
     assert (await ask(gateway)).status_code == 200
     await settled(gateway, 3)
     found = await audit(gateway)
     assert (found["calls"], found["spent_usd"]) == (3, pytest.approx(3 * CALL_USD))
+
+
+async def test_what_a_gateway_spends_that_does_not_know_the_budget_counts(
+    upstream: Upstream, start: Start, tmp_path: Path
+) -> None:
+    """As one does not in the half second before it hears of a client's, or before its reload."""
+    url = f"sqlite+aiosqlite:///{tmp_path}/calls.db"
+    telemetry = {"telemetry": {"database_url": url}}
+    one = await start(configuration(upstream, budget(5), **telemetry))
+    other = await start(configuration(upstream, **telemetry))
+    assert (await ask(one)).status_code == 200
+    assert [(await ask(other)).status_code for _ in range(4)] == [200] * 4
+    while (found := await audit(one))["calls"] < 5:
+        await asyncio.sleep(0.02)
+    assert found["spent_usd"] == pytest.approx(5 * CALL_USD)
+    assert (await ask(one)).status_code == 429
+
+
+async def test_what_a_provider_does_not_tell_the_cost_of_is_held_for_nobody(
+    upstream: Upstream, start: Start
+) -> None:
+    gateway = await start(configuration(upstream, budget(3)))
+    upstream.script = answer(200, b'{"choices": [], "usage": {"total_tokens": 21}}')
+    for _ in range(4):
+        assert (await ask(gateway)).status_code == 200
+    await settled(gateway, 4)
+    upstream.script = completion("Hi", prompt=9, output=100)
+    assert [(await ask(gateway)).status_code for _ in range(4)] == [200, 200, 200, 429]
+    await settled(gateway, 7)
+    found = await audit(gateway)
+    assert (found["unpriced_calls"], found["spent_usd"]) == (4, pytest.approx(3 * CALL_USD))
 
 
 async def test_what_nobody_uses_is_given_back(

@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
 from sqlalchemy import Engine, event, select
 
-from proxy.budget import Budget, Charge
+from proxy.budget import Budget
 from proxy.periods import HOUR_MS
 from proxy.store import budgets
 from proxy.store.budgets import DEAREST
@@ -35,9 +36,8 @@ async def recomputed(store: Store, budget: Budget, at: int = NOON) -> tuple[int,
         return await budgets.recomputed(connection, budget, budget.span.window(at))
 
 
-def charged(cost: int | None, budget: Budget = DAY, at: int = NOON, **more: Any) -> CallRecord:
-    charge = Charge(budget.account, budget.span.bucket(at), more.pop("lease", None))
-    return call(cost_nano_usd=cost, timestamp=at, charges=(charge,), **more)
+def charged(cost: int | None, at: int = NOON, **more: Any) -> CallRecord:
+    return call(cost_nano_usd=cost, timestamp=at, **more)
 
 
 async def test_a_call_that_comes_twice_is_paid_once(either: Store) -> None:
@@ -50,7 +50,7 @@ async def test_a_call_that_comes_twice_is_paid_once(either: Store) -> None:
 
 
 async def test_what_was_spent_before_anybody_asked_counts(either: Store) -> None:
-    await either.write([charged(30), call(cost_nano_usd=5, timestamp=NOON)])
+    await either.write([charged(30), charged(5)])
     assert await spent(either, DAY) == 35
     assert await begun(either, DAY) == 35
     await either.write([charged(7)])
@@ -64,7 +64,7 @@ async def test_a_rolling_window_is_counted_by_hours(either: Store) -> None:
     assert await begun(either, ROLLING) == 2**25 - 1
     assert await spent(either, ROLLING, NOON + HOUR_MS) == 2**25 - 1 - 2**24
     later = NOON + 3 * HOUR_MS
-    await either.write([charged(2**30, ROLLING, later)])
+    await either.write([charged(2**30, later)])
     assert await begun(either, ROLLING, later) == (2**22 - 1) + 2**30
     async with either.reader() as connection:
         assert len((await connection.execute(select(budget_windows))).all()) == 25
@@ -84,6 +84,50 @@ async def test_a_budget_counts_its_own_calls_alone(either: Store) -> None:
     assert found == [111, 101, 11, 0]
 
 
+@pytest.mark.parametrize("begins_first", [True, False])
+async def test_every_budget_counts_its_calls_whoever_makes_them(
+    either: Store, begins_first: bool
+) -> None:
+    tags = '["nightly","a, b"]'
+    calls = [
+        charged(1, provider="groq", client_id="ck-1", user_id="a: b", tags=tags),
+        charged(10, provider="groq", user_id="a"),
+        charged(100, provider="lab", tags='["night"]'),
+        charged(1000, NOON - 24 * HOUR_MS, provider="groq"),
+    ]
+    expected = {
+        ("all", ""): 111,
+        ("client", "ck-1"): 1,
+        ("user", "a: b"): 1,
+        ("tag", "nightly"): 1,
+        ("provider", "groq"): 11,
+        ("provider", "other"): 0,
+    }
+    zones = "UTC", "America/New_York"
+    terms = [(scope, zone) for scope in expected for zone in zones]
+    each = [Budget(f"b{n}", "b", 1, "day", *scope, zone) for n, (scope, zone) in enumerate(terms)]
+    rolling = Budget("r", "r", 1, "24h")
+    if begins_first:
+        for budget in (*each, rolling):
+            await begun(either, budget)
+    await either.write(calls)
+    found = [await begun(either, budget) for budget in each]
+    assert found == [expected[scope] for scope, _ in terms]
+    assert found == [(await recomputed(either, budget))[0] for budget in each]
+    assert await begun(either, rolling) == 1111
+
+
+async def test_a_budget_of_another_version_keeps_no_row_out(either: Store) -> None:
+    rows = [
+        {"account": name, "start": NOON, "spent_nano": 0} for name in ("", "x", "b all: age UTC")
+    ]
+    async with (await either.writer()).begin() as connection:
+        await connection.execute(budget_windows.insert(), rows)
+    await begun(either, DAY)
+    await either.write([charged(5)])
+    assert await spent(either, DAY) == 5
+
+
 async def test_a_provider_that_names_an_absurd_cost_breaks_nothing(either: Store) -> None:
     await begun(either, DAY)
     await either.write([charged(2**55), charged(2**55), charged(5)])
@@ -96,14 +140,14 @@ async def test_the_lease_pays_with_the_call(either: Store) -> None:
     row = {"id": "l", "account": DAY.account, "start": 0, "amount_nano": 50, "expires_at": NOON}
     async with (await either.writer()).begin() as connection:
         await connection.execute(budget_leases.insert(), row)
-    await either.write([charged(20, lease="l"), charged(5, lease="gone")])
+    await either.write([charged(20, leases=("l",)), charged(5, leases=("gone", "l2"))])
     async with either.reader() as connection:
         held = [
             await budgets.leased(connection, DAY.account, 0, *more)
             for more in [(NOON - 1,), (NOON,), (NOON, "l")]
         ]
     assert held == [30, 0, 30]
-    await either.write([charged(100, lease="l")])
+    await either.write([charged(100, leases=("l",))])
     async with either.reader() as connection:
         assert await budgets.leased(connection, DAY.account, 0, NOON - 1) == 0
 

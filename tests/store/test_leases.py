@@ -4,9 +4,10 @@ import asyncio
 
 import pytest
 
-from proxy.budget import Budget, Charge
+from proxy.budget import Budget
 from proxy.clock import now_ms
 from proxy.ledger import Ledger
+from proxy.store import budgets
 from proxy.store.address import StoreError
 from proxy.store.engine import Store
 from proxy.store.leases import LeaseTable, starts
@@ -43,17 +44,33 @@ async def test_many_at_once_get_no_more_than_there_is(either: Store, other: Stor
     assert sorted(each.amount for each in found) == [0] * 7 + [300] * 3
 
 
-async def test_a_budget_that_comes_back_begins_with_the_calls(either: Store) -> None:
+async def test_a_budget_that_is_no_more_is_forgotten_once_nobody_spends_it(either: Store) -> None:
     table = LeaseTable(either)
     await table.lease(DAY, "a", NOON, LATER, lambda left: 100)
     other = Budget("other", "other", 1000, "day")
-    await table.lease(other, "b", NOON, LATER, lambda left: 100)
+    await table.lease(other, "b", NOON, LATER + HOUR, lambda left: 100)
+
+    async def known() -> list[str]:
+        async with either.reader() as connection:
+            return await budgets.accounts(connection)
+
+    await table.forget((), NOON)
+    assert await known() == [DAY.account, other.account]
+    await table.forget((), LATER)
+    assert await known() == [other.account]
+    await table.forget({other.account}, LATER + HOUR)
+    assert await known() == [other.account]
+    await table.forget((), LATER + HOUR)
+    assert await known() == []
+
+
+async def test_a_budget_that_comes_back_begins_with_the_calls(either: Store) -> None:
+    table = LeaseTable(either)
+    await table.lease(DAY, "a", NOON, LATER, lambda left: 100)
+    await table.forget((), LATER)
     await either.write([call(request_id="while it was away", timestamp=NOON, cost_nano_usd=70)])
-    assert (await table.standing(DAY, NOON)).spent == 0  # nobody charged it
-    await table.forget({other.account})
     assert (await table.standing(DAY, NOON)).spent == 70
     assert await table.lease(DAY, "a", NOON, LATER, lambda left: 0) == (0, 830, 70)
-    assert (await table.standing(other, NOON)).spent == 0
 
 
 async def test_a_lease_grows_is_renewed_and_given_back(either: Store) -> None:
@@ -90,13 +107,12 @@ async def test_every_window_has_leases_of_its_own(either: Store) -> None:
 async def test_the_audit_adds_the_calls_up_again(either: Store) -> None:
     table = LeaseTable(either)
     await table.lease(DAY, "a", NOON, LATER, lambda left: 100)
-    charge = Charge(DAY.account, starts(DAY, NOON), "a")
-    await either.write([call(cost_nano_usd=70, timestamp=NOON, charges=(charge,))])
+    await either.write([call(cost_nano_usd=70, timestamp=NOON, leases=("a",))])
     found = await table.audit(DAY, NOON)
     assert (found.spent, found.recomputed, found.calls, found.unpriced) == (70, 70, 1, 0)
     await either.write([call(cost_nano_usd=9, timestamp=NOON)])  # by somebody who does not know
     found = await table.audit(DAY, NOON)
-    assert (found.spent, found.recomputed, found.calls) == (70, 79, 2)
+    assert (found.spent, found.recomputed, found.calls) == (79, 79, 2)
     assert (await table.standing(DAY, NOON)).leased == 30
 
 
