@@ -28,6 +28,7 @@ from proxy.serve import serve
 from proxy.store.address import StoreError
 from proxy.store.formats import ExportError
 from proxy.supervisor import supervise
+from proxy.tags import whole
 from proxy.when import span, when
 
 _SERVER = {
@@ -182,13 +183,17 @@ async def _keys(settings: Settings, options: argparse.Namespace) -> str:
     if options.order == "create":
         if len(options.budget) > MOST_BUDGETS:
             raise ConfigError([f"a client has {MOST_BUDGETS} budgets at most"])
+        try:
+            tags = whole(options.tag)
+        except ValueError as error:
+            raise ConfigError([f"--tag: {error}"]) from None
         ends = None if options.expires_in is None else now_ms() + options.expires_in
         client = new_client(
             options.name,
             owner=options.owner,
             models=options.model,
             providers=options.provider,
-            tags=options.tag,
+            tags=tags,
             expires_at=ends,
             limits={name: amount for limit in options.limit for name, amount in limit.items()},
         )

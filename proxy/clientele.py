@@ -80,7 +80,8 @@ def _line(client: Client) -> str:
     limits = msgspec.to_builtins(client.limits)
     most = "".join(f"  {name}={amount}" for name, amount in limits.items())
     budgets = "".join(f"  {_terms(budget)}" for budget in client.budgets)
-    return f"{client.id}  {client.name}  {state}  {may}{most}{budgets}"
+    name = client.name if client.name.isprintable() else ascii(client.name)
+    return f"{client.id}  {name}  {state}  {may}{most}{budgets}"
 
 
 def _terms(budget: Budget) -> str:

@@ -5,7 +5,7 @@ A row keeps them as a JSON list of texts, and NULL where there are none.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -31,6 +31,15 @@ def tags(told: Iterable[str]) -> tuple[str, ...]:
                 if len(found) == MOST:
                     return tuple(found)
     return tuple(found)
+
+
+def whole(told: Sequence[str]) -> tuple[str, ...]:
+    """Tags that a call keeps as they are. ValueError if it would not."""
+    found = tags(told)
+    if found != tuple(told):
+        each = f"up to {LONGEST} characters, no comma, no space around them"
+        raise ValueError(f"must be at most {MOST}, no two the same, each of {each}")
+    return found
 
 
 def listed(value: Any) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ async def test_what_is_made_is_listed_and_its_key_is_not(settings: Settings) -> 
         "ann", models=["fast"], providers=["groq"], expires_at=ends, limits={"rpm": 60}
     )
     said = await clientele.create(settings, ann)
-    bob = new_client("bob")
+    bob = new_client("bob\n\x1b[31m")
     await clientele.create(settings, bob)
     key = said.splitlines()[1]
     assert key.startswith("tk-")
@@ -33,7 +33,7 @@ async def test_what_is_made_is_listed_and_its_key_is_not(settings: Settings) -> 
     first, second = listed.splitlines()
     assert first.startswith(f"{ann.id}  ann  until ")
     assert first.endswith("  fast groq/*  rpm=60")
-    assert second == f"{bob.id}  bob  revoked  everything"
+    assert second == f"{bob.id}  'bob\\n\\x1b[31m'  revoked  everything"
     assert "tk-" in await clientele.rotate(settings, ann.id, 0)
 
 

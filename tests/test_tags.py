@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from proxy.tags import LONGEST, LOOKED, MOST, listed, tags, written
+from proxy.tags import LONGEST, LOOKED, MOST, listed, tags, whole, written
 
 
 @pytest.mark.parametrize(
@@ -51,3 +51,11 @@ def test_a_program_tells_a_list_or_a_text(value: Any, texts: tuple[str, ...]) ->
 def test_a_row_keeps_a_list_or_nothing() -> None:
     assert written(("a", 'say "b"')) == '["a","say \\"b\\""]'
     assert written(()) is None
+
+
+def test_tags_that_a_call_would_not_keep_are_refused() -> None:
+    kept = tuple(str(n) for n in range(MOST))
+    assert whole(list(kept)) == kept
+    for told in ([*kept, "x"], ["a", "a"], [" a"], ["a,b"], [""], ["x" * (LONGEST + 1)]):
+        with pytest.raises(ValueError, match="at most 10"):
+            whole(told)

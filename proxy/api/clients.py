@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import msgspec
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from proxy.api.body import bad, told
 from proxy.api.budgets import terms
@@ -24,11 +24,24 @@ from proxy.store import calls
 from proxy.store.address import StoreError
 from proxy.store.engine import Store
 from proxy.store.leases import LeaseTable
+from proxy.tags import whole
 from proxy.telemetry.dates import moment
 from proxy.types import Caller
 from proxy.when import span
 
-Text = Annotated[str, Field(min_length=1, max_length=200, pattern="^[^\x00]*$")]
+
+def _told(text: str) -> str:
+    if not text.strip() or not text.isprintable():
+        raise ValueError("must be printable characters, and not only blanks")
+    return text
+
+
+def _kept(told: list[str]) -> list[str]:
+    whole(told)
+    return told
+
+
+Text = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_told)]
 Texts = Annotated[list[Text], Field(max_length=100)]
 
 
@@ -42,7 +55,7 @@ class Terms(BaseModel):
     owner: Text | None = None
     models: Texts = []
     providers: Texts = []
-    tags: Texts = []
+    tags: Annotated[list[Text], AfterValidator(_kept)] = []
     budgets: Annotated[list[KeyBudget], Field(max_length=MOST_BUDGETS)] = []
     expires_at: Text | None = None
     limits: dict[str, Any] = {}
@@ -101,6 +114,9 @@ class _Clients:
         client = self._keys.get(client_id)
         if client is not None and "budgets" in asked.model_fields_set:
             terms["budgets"] = of_client(asked.budgets, client_id, terms.get("name", client.name))
+        elif client is not None and "name" in terms:
+            named = [msgspec.structs.replace(each, name=terms["name"]) for each in client.budgets]
+            terms["budgets"] = tuple(named)
         with self._keeping():
             if terms:
                 await self._keys.change(client_id, terms)

@@ -78,7 +78,7 @@ def attribution(
     found = {name: value for name, value in headers if name in _WANTED}
     agent = found.get(b"user-agent")
     trace = found.get(b"traceparent")
-    labels = b",".join([value for name, value in headers if name == b"x-tags"])
+    labels = _all(headers, b"x-tags")
     own = client.tags if client is not None else ()
 
     def said(name: bytes) -> str | None:
@@ -92,10 +92,15 @@ def attribution(
         session_id=said(b"x-session-id"),
         trace_id=_trace_id(trace) if trace else None,
         private=found.get(PRIVACY, b"full").strip().lower() != b"full",
-        max_cost=found.get(MAX_COST),
+        max_cost=_all(headers, MAX_COST) if MAX_COST in found else None,
         user_id=said(b"x-user-id" if found.get(b"x-user-id") else b"x-openwebui-user-id"),
         tags=tags((*own, redact(labels.decode("utf-8", "replace")))) if labels else tags(own),
     )
+
+
+def _all(headers: Sequence[tuple[bytes, bytes]], wanted: bytes) -> bytes:
+    """A header that came several times, as one: RFC 9110, section 5.3."""
+    return b",".join([value for name, value in headers if name == wanted])
 
 
 def completed(

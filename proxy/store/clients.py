@@ -18,6 +18,7 @@ from proxy.store.columns import nano_usd
 from proxy.store.engine import Store
 from proxy.store.sets import CLIENT_LISTS
 from proxy.store.tables import client_keys, client_secrets, daily_costs
+from proxy.store.upsert import in_turn
 
 _JSON = (*CLIENT_LISTS, "limits")
 """The columns that hold JSON."""
@@ -109,6 +110,8 @@ class ClientTable:
         engine = await self._store.writer()
         try:
             async with engine.begin() as connection:
+                # Else a change could come to be seen after a later one, and ``mark`` stay as it is.
+                await in_turn(connection)
                 yield connection
         except (SQLAlchemyError, OSError) as error:
             raise StoreError(f"cannot keep the key: {address.reason(error)}") from error

@@ -21,6 +21,15 @@ Start = Callable[..., Awaitable[Gateway]]
         ({"name": "a", "expires_at": "soon"}, "expires_at"),
         ({"name": "a", "limit": 1}, "limit"),
         ({"name": "a\u0000"}, "name"),
+        ({"name": "a\nb"}, "name"),
+        ({"name": "\x1b[31m"}, "name"),
+        ({"name": "\u202ex"}, "name"),
+        ({"name": "  "}, "name"),
+        ({"name": "a", "tags": [str(n) for n in range(11)]}, "tags"),
+        ({"name": "a", "tags": ["a,b"]}, "tags"),
+        ({"name": "a", "tags": [" a"]}, "tags"),
+        ({"name": "a", "tags": ["a", "a"]}, "tags"),
+        ({"name": "a", "tags": ["x" * 65]}, "tags"),
         ({"name": "a", "limits": {"rpx": 1}}, "limits"),
         ({"name": "a", "limits": {"rpm": 0}}, "limits"),
         ({"name": "a", "limits": {"rpm": 1.5}}, "limits"),
@@ -65,6 +74,16 @@ async def test_only_what_is_told_changes(gateway: Gateway) -> None:
     change = {"models": ["fast"], "expires_at": None, "limits": {"tpm": 5}}
     assert (await gateway.client.patch(path, json={})).json() == made
     assert (await gateway.client.patch(path, json=change)).json() == {**made, **change}
+
+
+async def test_its_budgets_have_its_new_name(gateway: Gateway) -> None:
+    told = {"name": "ann", "budgets": [{"limit_usd": 1, "period": "day"}]}
+    made = (await gateway.client.post("/admin/keys", json=told)).json()
+    path = f"/admin/keys/{made['id']}"
+    changed = (await gateway.client.patch(path, json={"name": "bob"})).json()
+    assert (changed["name"], len(changed["budgets"])) == ("bob", 1)
+    (shown,) = (await gateway.client.get("/stats/budgets")).json()["data"]
+    assert (shown["id"], shown["name"]) == (f"{made['id']}-1", "bob")
 
 
 async def test_nobody_is_changed_where_there_is_nobody(gateway: Gateway) -> None:

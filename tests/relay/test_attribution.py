@@ -183,3 +183,5 @@ def test_a_trace_is_read_as_w3c_writes_it(value: str, trace: str | None) -> None
 
 def test_a_header_that_comes_twice_adds_its_tags() -> None:
     assert attribution([(b"x-tags", b"a,b"), (b"x-tags", b"c")]).tags == ("a", "b", "c")
+    twice = [(b"x-max-cost-usd", b"0.1"), (b"x-max-cost-usd", b"5")]
+    assert attribution(twice).max_cost == b"0.1,5"  # which is no price

@@ -340,7 +340,7 @@ async def test_what_a_gateway_spends_that_does_not_know_the_budget_counts(
     other = await start(configuration(upstream, **telemetry))
     assert (await ask(one)).status_code == 200
     assert [(await ask(other)).status_code for _ in range(4)] == [200] * 4
-    while (found := await audit(one))["calls"] < 5:
+    while (found := await audit(one))["calls"] < 5:  # noqa: ASYNC110
         await asyncio.sleep(0.02)
     assert found["spent_usd"] == pytest.approx(5 * CALL_USD)
     assert (await ask(one)).status_code == 429

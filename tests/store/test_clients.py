@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -48,6 +49,21 @@ async def test_every_change_is_seen_by_its_mark(either: Store) -> None:
     assert not await table.rotate(Secret("d4", "ck-9", 2), until=5)
     assert not await table.revoke("ck-9", 2)
     assert await table.mark() == marks[-1]
+
+
+async def test_changes_of_two_gateways_come_one_after_the_other(
+    either: Store, other: Store
+) -> None:
+    """Else one that was begun first could be seen last, and its mark be no other."""
+    await other.open()
+    table = ClientTable(either)
+    for number in (1, 2):
+        await table.create(client(number), Secret(f"d{number}", f"ck-{number}", number))
+    async with table._changing():
+        revoking = asyncio.create_task(ClientTable(other).revoke("ck-2", 5))
+        done, _ = await asyncio.wait({revoking}, timeout=0.2)
+        assert not done
+    assert await revoking
 
 
 async def test_the_keys_of_before_open_no_longer_than_was_said(either: Store) -> None:
