@@ -66,6 +66,10 @@ class Damage(NamedTuple):
     torn: bool
 
 
+class OtherVersion(OSError):
+    """A segment is in a form that this program does not know."""
+
+
 def framed(payload: bytes) -> bytes:
     """The payload as an entry."""
     return _FRAME.pack(len(payload), crc32(payload)) + payload
@@ -104,13 +108,16 @@ def entries(file: BinaryIO, position: int, *, over: bool) -> Iterator[Entry | Da
 
     They end at the first that is not whole, as the newest may be that is written just now. Where
     it is ``over`` with a segment that one is damaged, or was torn by the end of its process: that
-    comes as such, and whatever is whole behind it comes, too.
+    comes as such, and whatever is whole behind it comes, too. Raises OtherVersion.
     """
     size = file.seek(0, SEEK_END)
     if position == 0:
         file.seek(0)
-        if file.read(len(MAGIC)) == MAGIC:
+        magic = file.read(len(MAGIC))
+        if magic == MAGIC:
             position = len(MAGIC)
+        elif len(magic) == len(MAGIC) and magic[:-1] == MAGIC[:-1]:
+            raise OtherVersion(f"it is of version {magic[-1]}")
         elif not over:
             return
         elif size == 0:  # it began with its magic once

@@ -59,6 +59,7 @@ class _Batch:
         self.torn: list[Name] = []
         self.damaged = 0  # places that cannot be read; an entry at least is lost in each
         self.unreadable: list[str] = []  # entries
+        self.shut: dict[Name, str] = {}  # segments that cannot be read just now, and why
         self.interrupted = 0
 
     @property
@@ -97,6 +98,7 @@ class Shipper:
         self._waiting: dict[str, tuple[int, int]] = {}  # counted up to where, and found
         self._gone: dict[str, int] = {}  # segments that are deleted, and whose positions may go
         self._kept: set[Name] = set()  # segments that cannot be deleted
+        self._shut: dict[Name, str] = {}  # nor read: they are left, and the others go on
         self._ships = False
         self._wake = asyncio.Event()
         self._shipping = asyncio.Lock()
@@ -118,7 +120,7 @@ class Shipper:
 
     def queued(self) -> int:
         """Entries that are not in the database yet, of all processes, up to ``MOST_COUNTED``; 0
-        where another process ships."""
+        where another process ships. What cannot be read is not among them."""
         if not self._ships:
             return 0
         try:
@@ -133,7 +135,7 @@ class Shipper:
             segment = str(name)
             begin = self._positions.get(segment, 0), 0
             position, before = max(begin, self._waiting.get(segment, begin))
-            with suppress(FileNotFoundError), (self._folder / segment).open("rb") as file:
+            with suppress(OSError), (self._folder / segment).open("rb") as file:
                 most = MOST_COUNTED - whole - before
                 found, position = count(file, position, most, but=ADMISSION)
                 waiting[segment] = position, before + found
@@ -207,8 +209,12 @@ class Shipper:
         if self._failures:
             _log.info("the database can be written again")
         self._failures = 0
-        if not batch.full:  # nothing waits any more
-            self._last_error = None
+        for name, why in batch.shut.items():
+            if name not in self._shut:
+                _log.error("%s cannot be read, and is left for later: %s", name, why)
+        self._shut = batch.shut
+        if not batch.full:  # nothing else waits any more
+            self._last_error = next(iter(batch.shut.values()), None)
         self._settle(batch)
         return batch.full or bool(self._gone)
 
@@ -245,8 +251,8 @@ class Shipper:
         must stay: the next start would take that for the last word of its process."""
         path = self._folder / str(name)
         try:
-            if any(kept.owner == name.owner for kept in self._kept):
-                raise OSError("an earlier one cannot be deleted")
+            if any(left.owner == name.owner for left in (*self._kept, *self._shut)):
+                raise OSError("an earlier one has to stay")
             if damage is not None:
                 aside = path.with_suffix(".damaged")
                 path.replace(aside)
@@ -273,8 +279,13 @@ class Shipper:
             for name in names:
                 if batch.full:
                     return batch
-                if name not in self._kept and not self._read(name, batch):
-                    break
+                found = len(batch.items)
+                try:
+                    if name not in self._kept and not self._read(name, batch):
+                        break
+                except OSError as error:  # others may be sound
+                    del batch.items[found:]
+                    batch.shut[name] = f"{error.strerror or error}: {name}"
         return batch
 
     def _read(self, name: Name, batch: _Batch) -> bool:

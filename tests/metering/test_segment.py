@@ -10,6 +10,7 @@ from proxy.metering.segment import (
     Damage,
     Entry,
     Name,
+    OtherVersion,
     count,
     entries,
     framed,
@@ -111,13 +112,20 @@ def test_entries_are_counted_up_to_a_number(tmp_path: Path) -> None:
 
 
 def test_what_is_no_segment_has_no_entries_until_it_is_over(tmp_path: Path) -> None:
-    of_another_form = b"tlkjrnl\x63" + framed(b"a")
+    of_another_form = b"tlkjrn1\x01" + framed(b"a")
     assert read(tmp_path, of_another_form, over=False) == []
     found = read(tmp_path, of_another_form)
     assert payloads(found) == [b"a"]
     assert damages(found) == [Damage(len(MAGIC), len(MAGIC), torn=False)]
     assert read(tmp_path, b"", over=False) == []
     assert read(tmp_path, b"") == [Damage(0, 0, torn=False)]
+
+
+@pytest.mark.parametrize("over", [False, True])
+def test_another_version_is_not_read(over: bool, tmp_path: Path) -> None:
+    with pytest.raises(OtherVersion, match="version 99"):
+        read(tmp_path, MAGIC[:-1] + b"\x63" + framed(b"a"), over=over)
+    assert read(tmp_path, MAGIC[:-1], over=False) == []
 
 
 @pytest.mark.parametrize("rest", [b"\xff" * 50, framed(b"x" * 50)[:20] + b"?" * 200, b"\x01" * 8])

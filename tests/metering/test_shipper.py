@@ -509,6 +509,65 @@ async def test_a_process_that_cannot_write_is_not_taken_for_dead(
     assert len(process.segments) == 2
 
 
+@pytest.mark.parametrize("shut", ["a folder", "another version"])
+async def test_a_segment_that_cannot_be_read_keeps_no_other_one_back(
+    shut: str, process: Process, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    process.end("a")
+    await process.ship()
+    path = process.folder / "0000000000001-1-00000000.000001.segment"
+    if shut == "a folder":
+        path.mkdir()
+    else:
+        path.write_bytes(MAGIC[:-1] + b"\x02" + framed(b"whatever it may be"))
+    for name in "bc":
+        process.end(name)
+        await process.ship()
+    assert ids(database) == ["a", "b", "c"]
+    status = process.shipper.status()
+    assert (status["recorded"], status["dropped"]) == (3, 0)
+    assert path.name in status["last_error"]
+    said = [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR]
+    assert len(said) == 1
+    assert f"{path.name} cannot be read, and is left for later" in said[0]
+    assert path.exists()
+    if shut == "a folder":
+        path.rmdir()
+    else:
+        path.unlink()
+    await process.ship()
+    assert process.shipper.status()["last_error"] is None
+
+
+async def test_while_a_segment_cannot_be_read_those_behind_it_are_taken_in_and_stay(
+    process: Process, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "SEGMENT_BYTES", 1)
+    process.begin("a")
+    for name in ("b", "c"):
+        await process.journal.tend()
+        process.end(name)
+    first, whole = process.path(0), len(process.segments)
+    opened = Path.open
+
+    def refuse(path: Path, *more: Any) -> Any:
+        if path == first:
+            raise PermissionError(13, "not permitted")
+        return opened(path, *more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", refuse)
+        await process.ship()
+        assert ids(database) == ["b", "c"]
+        assert len(process.segments) == whole
+        assert "not permitted" in str(process.shipper.status()["last_error"])
+    process.end("a")
+    process.die()
+    await Process(process.folder, database).ship()
+    assert [row.status for row in database.finals("a")] == ["success"]
+    assert len(process.segments) == 1
+
+
 async def test_a_segment_that_cannot_be_deleted_is_taken_in_once(
     process: Process,
     database: Database,
