@@ -14,7 +14,7 @@ from proxy.store.sources import Only
 
 
 def _failed(c: Any) -> Sequence[ColumnElement[bool]]:
-    return (c.status != "success", c.error_reason.is_not(None))
+    return (c.status != "success",)
 
 
 def somebodys(c: Any) -> Sequence[ColumnElement[bool]]:
@@ -28,8 +28,9 @@ GROUPS: Mapping[str, tuple[Sequence[str], Only | None]] = {
     "endpoints": (("endpoint",), None),
     "errors": (("provider", "error_reason"), _failed),
 }
-"""By path: the dimensions to group by, and which rows. Errors are all rows with a reason, so that
-``attempts`` counts failed attempts and the other measures say what became of the request."""
+"""By path: the dimensions to group by, and which rows. Errors are all that did not succeed, so that
+``attempts`` counts failed attempts and the other measures say what became of the request. A program
+that told of one may have given no reason."""
 
 NOTHING: Values = {**NO_CALLS, **dict.fromkeys(DISTRIBUTIONS, NO_VALUES)}
 """The measures of a group without calls."""

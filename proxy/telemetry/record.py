@@ -92,8 +92,15 @@ class InvocationRecord(msgspec.Struct, frozen=True, kw_only=True):
             level("privacy_level", self.privacy_level)
         if self.error_reason is not None:
             _one_of("error_reason", self.error_reason, tuple(ErrorReason))
+            if self.status == "success":
+                raise ValueError("error_reason: a call that succeeded has none")
         for name in _COUNTS:
             _check_count(name, getattr(self, name))
+        cached = (self.cached_tokens or 0) + (self.cache_write_tokens or 0)
+        _check_share("cached_tokens", cached, self.prompt_tokens)
+        _check_share("reasoning_tokens", self.reasoning_tokens or 0, self.completion_tokens)
+        both = (self.prompt_tokens or 0) + (self.completion_tokens or 0)
+        _check_share("total_tokens", both, self.total_tokens)
         for name, most in _AMOUNTS.items():
             _check_amount(name, getattr(self, name), most)
         if self.timestamp is not None:
@@ -222,6 +229,11 @@ def _check_count(name: str, value: Any) -> None:
         raise ValueError(
             f"{name}: must be a whole number from 0 to {MOST_TOKENS:,}, or None (got {value!r})"
         )
+
+
+def _check_share(name: str, part: int, whole: int | None) -> None:
+    if whole is not None and part > whole:
+        raise ValueError(f"{name}: no part can be more than its whole (got {part} of {whole})")
 
 
 def _check_amount(name: str, value: Any, most: float) -> None:

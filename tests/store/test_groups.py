@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import select
 
-from proxy.store import groups
+from proxy.store import coverage, groups
 from proxy.store.engine import Store
 from proxy.store.tables import api_calls
 from tests.store.rows import anything, call, failed, plan
@@ -22,6 +22,17 @@ async def test_errors_are_grouped_by_provider_and_reason(store: Store) -> None:
         found = await groups.grouped(connection, "errors", anything())
     counted = {(g["provider"], g["error_reason"]): (g["attempts"], g["errors"]) for g in found}
     assert counted == {("groq", "rate_limit"): (2, 1), ("gemini", "timeout"): (1, 1)}
+
+
+@pytest.mark.parametrize("few", [0, coverage.FEW], ids=["rollups", "rows"])
+async def test_errors_without_a_reason_are_among_them(
+    either: Store, few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coverage, "FEW", few)
+    await either.write([call(status="error"), failed("timeout"), call()])
+    async with either.reader() as connection:
+        found = await groups.grouped(connection, "errors", anything())
+    assert {g["error_reason"]: g["attempts"] for g in found} == {None: 1, "timeout": 1}
 
 
 @pytest.mark.parametrize(

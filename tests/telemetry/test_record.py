@@ -146,6 +146,28 @@ def test_a_value_that_cannot_be_is_told_by_its_name(name: str, bad: Any) -> None
         InvocationRecord(**{"model_name": "llama", name: bad})
 
 
+@pytest.mark.parametrize(
+    ("told", "name"),
+    [
+        ({"prompt_tokens": 10, "cached_tokens": 11}, "cached_tokens"),
+        ({"prompt_tokens": 10, "cached_tokens": 8, "cache_write_tokens": 3}, "cached_tokens"),
+        ({"completion_tokens": 5, "reasoning_tokens": 6}, "reasoning_tokens"),
+        ({"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 14}, "total_tokens"),
+        ({"status": "success", "error_reason": "timeout"}, "error_reason"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(told: dict[str, Any], name: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name}: "):
+        InvocationRecord(model_name="llama", **told)
+
+
+def test_what_fits_just_so_is_taken() -> None:
+    counts = {"prompt_tokens": 10, "cached_tokens": 8, "cache_write_tokens": 2}
+    made = row(**counts, completion_tokens=5, reasoning_tokens=5, total_tokens=15)
+    assert (made.cached_tokens, made.reasoning_tokens, made.total_tokens) == (8, 5, 15)
+    assert row(cached_tokens=7, reasoning_tokens=6).cached_tokens == 7
+
+
 def test_what_is_refused_of_a_prompt_is_not_quoted() -> None:
     with pytest.raises(ValueError, match="must be a text") as refused:
         InvocationRecord(model_name="llama", prompt=[{"content": "the gold"}])  # type: ignore[arg-type]
