@@ -23,7 +23,9 @@ LEASE_SECONDS = 60.0
 RENEW_SECONDS = 5.0
 """How often leases are renewed, and what nobody needs is given back."""
 WAIT_SECONDS = 5.0
-"""How long a call waits for a lease."""
+"""How long a call waits for a lease of a hard budget."""
+SOFT_SECONDS = 0.1
+"""How long all that ask at a time wait for one of a soft budget, which lets them go on anyhow."""
 _SOON = 0.2  # seconds until what calls let go is given back, where others may lack it
 _EARLY = 5.0  # seconds that a lease ends sooner here than for others
 _TRUST = 0.5  # seconds for which the ledger's last answer is believed
@@ -40,7 +42,7 @@ class Ledger:
         self._table = table
         self._start = start
         self._accounts: dict[str, Account] = {}
-        self._asking: dict[Account, asyncio.Task[None]] = {}
+        self._asking: dict[Account, tuple[asyncio.Task[None], float]] = {}  # since when
         self._hoarded = asyncio.Event()
         self._writing = asyncio.Lock()  # what a lease is to be must not change under way
 
@@ -148,10 +150,12 @@ class Ledger:
         """Wait for what the ledger says. StoreError if it says nothing."""
         now = monotonic()
         if account.trouble is None or now >= account.trusted:
-            asking = self._asking.get(account)
-            if asking is None:
-                asking = self._asking[account] = self._start(self._lease(account, amount))
-            await asyncio.wait((asking,), timeout=give_up - now)
+            if account not in self._asking:
+                self._asking[account] = self._start(self._lease(account, amount)), now
+            asking, since = self._asking[account]
+            if account.budget.mode == "soft":
+                give_up = min(give_up, since + SOFT_SECONDS)
+            await asyncio.wait((asking,), timeout=max(0.0, give_up - now))
             if not asking.done():
                 raise StoreError("the database does not answer")
         if account.trouble is not None:

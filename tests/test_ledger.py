@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from unittest import mock
 
+import msgspec
 import pytest
 import pytest_asyncio
 
@@ -118,6 +119,18 @@ async def test_a_ledger_that_is_away_leaves_what_is_leased(table: Table, book: L
             await book.reserve(account, CALL)
     assert table.asked == 2  # and not again for a moment
     table.error, account.trusted = None, float("-inf")
+    assert await book.reserve(account, CALL) is not None
+
+
+async def test_for_a_soft_budget_all_together_wait_a_moment(table: Table, book: Ledger) -> None:
+    account = book.account(msgspec.structs.replace(TEN, mode="soft"))
+    table.open.clear()
+    with mock.patch.object(ledger, "SOFT_SECONDS", 0.01):
+        for _ in range(2000):  # more than could each wait as long
+            with pytest.raises(StoreError, match="does not answer"):
+                await book.reserve(account, CALL)
+    assert table.asked == 1
+    table.open.set()
     assert await book.reserve(account, CALL) is not None
 
 
