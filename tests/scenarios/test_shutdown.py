@@ -90,6 +90,8 @@ async def test_what_does_not_end_is_cut_and_kept_as_interrupted(
         silent = await gateway.dial({"model": "lab/silent", **CHAT})
         await upstream.asked(21)
         unsent = await gateway.dial(b"{", 100)
+        async with httpx.AsyncClient(base_url=gateway.url) as client:
+            await client.get("/healthz")  # who came before is let in before
         await asyncio.sleep(0.05)
         gateway.signal(signal.SIGINT)
         for line in streams:
@@ -118,7 +120,7 @@ async def test_who_left_before_a_stop_is_read_on_until_its_end_at_most(
     parts = words("a", "b", "c")
     upstream.by_model["slow"] = stream([*parts[:2], 0.5, *parts[2:]])
     upstream.by_model["endless"] = stream(parts[:2], ends="hang")
-    async with process(tmp_path, upstream, drain="1s", on_disconnect="drain") as gateway:
+    async with process(tmp_path, upstream, drain="4s", on_disconnect="drain") as gateway:
         for model in ("slow", "endless"):
             line = await gateway.dial({"model": f"lab/{model}", "stream": True, **CHAT})
             await line.until(parts[1])

@@ -127,13 +127,13 @@ async def test_the_quickest_target_gets_the_most(place: Place) -> None:
     gateway, upstream = place
 
     async def slow(exchange: Exchange) -> None:
-        await asyncio.sleep(0.08)
+        await asyncio.sleep(0.3)
         await completion()(exchange)
 
     upstream.by_key |= {"sk-a-1111": slow, "sk-c-1111": slow}
     took = Counter(await served(gateway, "lowest_latency", 16))
     assert set(took) == {"a", "b", "c"}  # each was tried
-    assert took["b"] >= 10
+    assert took["b"] == max(took.values())
 
 
 async def test_the_cheapest_target_is_taken_and_an_unknown_price_is_the_last(

@@ -22,7 +22,7 @@ async def place(
 ) -> AsyncIterator[tuple[Gateway, Upstream]]:
     """``lab`` looks at each event for usage to withhold; ``mute`` passes what comes."""
     async with upstream_server() as upstream:
-        waits = {"idle": 0.2}
+        waits = {"idle": 1.0}
         config = {
             "providers": {
                 "lab": lab(upstream.url, timeouts=waits),

@@ -74,7 +74,7 @@ async def test_a_limit_that_was_told_is_waited_for(upstream: Upstream, start: St
     told = {
         "x-ratelimit-limit-requests": "1",
         "x-ratelimit-remaining-requests": "0",
-        "x-ratelimit-reset-requests": "300ms",
+        "x-ratelimit-reset-requests": "3s",
     }
 
     async def script(exchange: Exchange) -> None:
@@ -102,7 +102,7 @@ async def test_a_longer_rest_is_not_waited_for(upstream: Upstream, start: Start)
     await gateway.chat("lab/m")
     got = await gateway.chat("lab/m")
     assert got.status_code == 429
-    assert 28 <= int(got.headers["retry-after"]) <= 30
+    assert 20 <= int(got.headers["retry-after"]) <= 30
     assert len(upstream.calls) == 2
     row = await gateway.attempt(got.headers["x-request-id"])
     assert (row["status"], row["error_reason"], row["queue_time_ms"]) == (

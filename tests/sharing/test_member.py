@@ -60,6 +60,11 @@ class Turning:
         self.hub.close()
 
 
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(member_module, "PATIENCE_SECONDS", 20.0)
+
+
 @asynccontextmanager
 async def company() -> AsyncIterator[tuple[Turning, Worker, Worker]]:
     turning = Turning()

@@ -37,7 +37,8 @@ async def url(tmp_path: Path) -> AsyncIterator[str]:
 
 
 @pytest.fixture
-async def store(url: str) -> AsyncIterator[Store]:
+async def store(url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Store]:
+    monkeypatch.setattr(partitions, "now_ms", lambda: TODAY + DAY // 2)
     made = Store(url)
     await made.open()
     yield made

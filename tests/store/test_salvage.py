@@ -68,12 +68,13 @@ async def test_calls_whose_sums_no_database_can_hold_are_kept_and_the_sums_stop(
 
 
 async def test_a_sum_that_is_full_already_costs_no_call(either: Store) -> None:
-    await either.write([call()])
+    now = now_ms()
+    await either.write([call(timestamp=now)])
     writer = await either.writer()
     async with writer.begin() as connection:
         for table in (daily_costs, rollups_minute, rollups_hour, rollups_day, tps_metrics):
             await connection.execute(table.update().values(output_tokens=2**63 - 1))
-    await either.write([call(), call()])
+    await either.write([call(timestamp=now), call(timestamp=now)])
     assert len(await read(either, api_calls, "id")) == 3
     assert either.refused == 0
     [day] = await read(either, daily_costs, "date")
