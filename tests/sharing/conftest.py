@@ -11,6 +11,7 @@ import pytest
 import pytest_asyncio
 from redis.asyncio import Redis
 
+from proxy.sharing import link
 from proxy.sharing.shared import Shared
 from proxy.sharing.types import Rest
 from tests.redis_server import Server, own_keys, private_server, some_server
@@ -86,6 +87,12 @@ async def _end(task: asyncio.Task[None]) -> None:
     task.cancel()
     with suppress(asyncio.CancelledError):
         await task
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that stalls is no server that is away."""
+    monkeypatch.setattr(link, "CONNECT_SECONDS", 3.0)
 
 
 async def until(condition: Callable[[], object], seconds: float = 15.0) -> None:

@@ -102,7 +102,7 @@ async def test_a_rest_and_its_end_reach_the_other_node_at_once(
     denial = await other.shared.claim(["free", "place"], [])
     assert denial is not None
     assert denial.name == "place"
-    assert 25 < denial.wait <= 30
+    assert 10 < denial.wait <= 30
     assert denial.rest == other.rests[0]
     other.shared.lift(["place"])
     await until(lambda: not one.places and not other.places)
