@@ -27,7 +27,7 @@ from proxy.metering.pricing import Prices
 from proxy.money import NANO, dollars
 from proxy.schema import Settings
 from proxy.store.address import StoreError
-from proxy.store.budgets import counts
+from proxy.store.budgets import holders
 from proxy.store.engine import Store
 from proxy.store.events import EventRecord
 from proxy.store.leases import LeaseTable
@@ -143,10 +143,15 @@ class Spending:
         held = self._held.get(record.request_id)
         if held is None:
             return record
-        paying = [each for account, each in held if counts(account.budget, record)]
-        if paying and record.cost_nano_usd:
+        if cost := record.cost_nano_usd:
+            whose = holders(record)
+            paying = [
+                each
+                for account, each in held
+                if (account.budget.scope, account.budget.value) in whose
+            ]
             for reservation in paying:
-                reservation.use(record.cost_nano_usd)
+                reservation.use(cost)
             leases = tuple([each.lease.id for each in paying])
             record = msgspec.structs.replace(record, leases=leases)
         if record.is_final:

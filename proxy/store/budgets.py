@@ -27,7 +27,7 @@ from sqlalchemy import (
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from proxy.budget import SCOPES, Budget, counted_under
-from proxy.periods import HOUR_MS, Window
+from proxy.periods import HOUR_MS, Period, Window
 from proxy.store.buckets import bucket
 from proxy.store.columns import nano_usd
 from proxy.store.tables import api_calls, budget_leases, budget_windows
@@ -67,9 +67,9 @@ _ACCOUNTS = _each_account()
 
 
 @lru_cache(maxsize=1000)
-def _bucket(budget: Budget, second: int) -> int:
+def _bucket(span: Period, second: int) -> int:
     """Where the calls of a second count; every bucket begins with one."""
-    return budget.span.bucket(second * 1000)
+    return span.bucket(second * 1000)
 
 
 async def settle(connection: AsyncConnection, calls: Sequence[CallRecord]) -> None:
@@ -82,11 +82,11 @@ async def settle(connection: AsyncConnection, calls: Sequence[CallRecord]) -> No
     ]
     spent: Counter[tuple[str, int]] = Counter()
     paid: Counter[str] = Counter()
-    budgets = [counted_under(each) for each in await accounts(connection)] if costs else []
+    begun = await _begun(connection) if costs else {}
     for call, cost in costs:
-        for budget in budgets:
-            if budget is not None and counts(budget, call):
-                spent[budget.account, _bucket(budget, call.timestamp // 1000)] += cost
+        for holder in holders(call):
+            for account, budget in begun.get(holder, ()):
+                spent[account, _bucket(budget.span, call.timestamp // 1000)] += cost
         for lease in call.leases:
             paid[lease] += cost
     if spent:
@@ -97,19 +97,31 @@ async def settle(connection: AsyncConnection, calls: Sequence[CallRecord]) -> No
         await connection.execute(_PAY, rows)
 
 
-def counts(budget: Budget, call: CallRecord) -> bool:
-    """Whether a call is one of those that a budget is about."""
-    column = SCOPES[budget.scope]
-    if column is None:
-        return True
-    if column == "tags":
-        return budget.value in read(call.tags)
-    return bool(getattr(call, column) == budget.value)
+def holders(call: CallRecord) -> list[tuple[str, str]]:
+    """Whose budgets count a call: scopes, each with its value."""
+    found = []
+    for scope, column in SCOPES.items():
+        if column is None:
+            found.append((scope, ""))
+        elif column == "tags":
+            found += [(scope, tag) for tag in read(call.tags)]
+        elif (value := getattr(call, column)) is not None:
+            found.append((scope, value))
+    return found
 
 
 async def accounts(connection: AsyncConnection) -> list[str]:
     """Under what anything is counted."""
     return [name for (name,) in await connection.execute(_ACCOUNTS)]
+
+
+async def _begun(connection: AsyncConnection) -> dict[tuple[str, str], list[tuple[str, Budget]]]:
+    """The accounts and what they count, by whose calls that are."""
+    found: dict[tuple[str, str], list[tuple[str, Budget]]] = {}
+    for account in await accounts(connection):
+        if (budget := counted_under(account)) is not None:
+            found.setdefault((budget.scope, budget.value), []).append((account, budget))
+    return found
 
 
 async def spent(connection: AsyncConnection, budget: Budget, at: int) -> int:
@@ -200,7 +212,7 @@ async def _known(connection: AsyncConnection, budget: Budget, at: int) -> tuple[
 
 
 def _counted(budget: Budget) -> ColumnElement[bool]:
-    """``counts`` in SQL."""
+    """Whether a call is one that the budget counts: ``holders``, in SQL."""
     column = SCOPES[budget.scope]
     if column is None:
         return true()
