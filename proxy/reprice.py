@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Iterable
+from functools import partial
 
 import msgspec
 
@@ -17,6 +18,7 @@ from proxy.schema import Settings
 from proxy.store import repricing
 from proxy.store.engine import Store
 from proxy.store.look import look
+from proxy.store.patience import when_free
 from proxy.store.repricing import Change, Row
 from proxy.types import Usage
 
@@ -71,7 +73,8 @@ async def reprice(settings: Settings, since: int, until: int, dry_run: bool) -> 
                 last = rows[-1]
                 changes = await _changes(prices, rows)
                 if changes and not dry_run:
-                    changes = await repricing.apply(await store.writer(), changes)
+                    write = partial(repricing.apply, await store.writer(), changes)
+                    changes = await when_free(write)
                     await asyncio.sleep(_PAUSE)
                 _count(drifts, rows, changes)
                 progress.add(len(rows))

@@ -12,13 +12,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing
 from functools import partial
-from typing import TypeVar
 
 from sqlalchemy import Column, ColumnElement, Table, delete, func, select, true, tuple_
-from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from proxy.clock import now_ms
@@ -26,6 +25,7 @@ from proxy.store import address, partitions
 from proxy.store.address import StoreError
 from proxy.store.archive import DAY_MS, Archive, ArchiveError
 from proxy.store.engine import Reader, Store
+from proxy.store.patience import when_free
 from proxy.store.rests import DISABLED
 from proxy.store.rollups import GRAINS
 from proxy.store.tables import (
@@ -70,9 +70,7 @@ _GOES = {rate_limits: rate_limits.c.limit_type != DISABLED}
 
 _CHUNK = 500
 _PAUSE = 0.02
-_TRIES = 15  # of a second each, while another process has the database locked
 _PAGES = 2000  # of 4 KiB, given back to the file system at a time
-_T = TypeVar("_T")
 _log = logging.getLogger("tollkeeper.store")
 
 
@@ -206,7 +204,7 @@ async def _delete(engine: AsyncEngine, which: ColumnElement[bool], table: Table)
             await in_turn(connection)
             return (await connection.execute(delete(table).where(which))).rowcount
 
-    return await _when_free(chunk)
+    return await when_free(chunk)
 
 
 async def _shrink(engine: AsyncEngine) -> None:
@@ -221,23 +219,4 @@ async def _shrink(engine: AsyncEngine) -> None:
             # page.
             await driver.executescript(f"PRAGMA incremental_vacuum({_PAGES}); PRAGMA optimize")
 
-    await _when_free(pages)
-
-
-async def _when_free(step: Callable[[], Awaitable[_T]]) -> _T:
-    """What the step returns, taken again while another process has a SQLite file locked: its lock
-    has no queue, so that who writes all the time can get it several times in a row."""
-    tries = _TRIES
-    while True:
-        try:
-            return await step()
-        except (OperationalError, sqlite3.OperationalError) as error:
-            tries -= 1
-            if not tries or not _busy(error):
-                raise
-
-
-def _busy(error: OperationalError | sqlite3.OperationalError) -> bool:
-    driver = error.orig if isinstance(error, OperationalError) else error
-    code = driver.sqlite_errorcode if isinstance(driver, sqlite3.Error) else 0
-    return code & 0xFF == sqlite3.SQLITE_BUSY
+    await when_free(pages)

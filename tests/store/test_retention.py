@@ -13,7 +13,7 @@ from sqlalchemy import Column, insert, select
 from proxy.changes import SwitchRecord
 from proxy.clock import now_ms
 from proxy.content import pack
-from proxy.store import retention
+from proxy.store import patience, retention
 from proxy.store.address import StoreError
 from proxy.store.archive import Archive, ArchiveError
 from proxy.store.engine import Store
@@ -139,7 +139,7 @@ async def test_who_has_the_database_locked_for_a_while_is_waited_for(
 async def test_a_locked_database_is_told(
     store: Store, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retention, "_TRIES", 1)
+    monkeypatch.setattr(patience, "_TRIES", 1)
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(StoreError, match="locked"):
