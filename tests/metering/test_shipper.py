@@ -539,14 +539,19 @@ async def test_a_segment_that_cannot_be_read_keeps_no_other_one_back(
     assert process.shipper.status()["last_error"] is None
 
 
-async def test_while_a_segment_cannot_be_read_those_behind_it_are_taken_in_and_stay(
-    process: Process, database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def spread(process: Process, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three segments: ``a`` is under way, ``b`` has ended in the second, ``c`` in the third."""
     monkeypatch.setattr(journal, "SEGMENT_BYTES", 1)
     process.begin("a")
     for name in ("b", "c"):
         await process.journal.tend()
         process.end(name)
+
+
+async def test_while_a_segment_cannot_be_read_those_behind_it_are_taken_in_and_stay(
+    process: Process, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await spread(process, monkeypatch)
     first, whole = process.path(0), len(process.segments)
     opened = Path.open
 
@@ -600,11 +605,7 @@ async def test_while_a_segment_cannot_be_deleted_those_behind_it_stay(
     process: Process, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else the next to ship would take it for the last word of a process that is alive."""
-    monkeypatch.setattr(journal, "SEGMENT_BYTES", 1)
-    process.begin("a")
-    for name in ("b", "c"):
-        await process.journal.tend()
-        process.end(name)
+    await spread(process, monkeypatch)
     first, unlink = process.path(0), Path.unlink
 
     def refuse(path: Path, **options: Any) -> None:

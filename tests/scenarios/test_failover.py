@@ -108,7 +108,7 @@ async def place(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Place
             "keys": [{"name": "g", "value": "sk-groq-1111"}],
         }
         providers["slow"] = lab(
-            upstream.url, *(f"sk-slow-{n}" for n in range(6)), timeouts={"first_byte": 0.5}
+            upstream.url, *(f"sk-slow-{n}" for n in range(6)), timeouts={"first_byte": 2}
         )
         models["around-dead"] = {"targets": ["dead/m", "third/m"]}
         models["around-groq"] = {"targets": ["groq/m", "third/m"]}
@@ -373,13 +373,13 @@ async def test_nothing_is_tried_after_the_first_byte(duo: Duo) -> None:
 
 
 async def test_one_deadline_holds_for_all_tries(duo: Duo) -> None:
-    """Six keys, each refused after 0.2 s, and half a second in all."""
+    """Six keys, each refused after 0.8 s, and two seconds in all."""
 
     async def refuse(exchange: Exchange) -> None:
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.8)
         await error(500, "no")(exchange)
 
     duo.upstream.script = refuse
     got = await duo.chat("slow/m")
     assert got.status_code in (502, 504)
-    assert 1 <= len(await duo.story(got)) < 6
+    assert 1 < len(await duo.story(got)) <= 3

@@ -133,7 +133,7 @@ async def test_the_quickest_target_gets_the_most(place: Place) -> None:
     upstream.by_key |= {"sk-a-1111": slow, "sk-c-1111": slow}
     took = Counter(await served(gateway, "lowest_latency", 16))
     assert set(took) == {"a", "b", "c"}  # each was tried
-    assert took["b"] == max(took.values())
+    assert took["b"] >= 10
 
 
 async def test_the_cheapest_target_is_taken_and_an_unknown_price_is_the_last(
