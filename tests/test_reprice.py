@@ -217,6 +217,19 @@ async def test_a_terminal_sees_how_far_it_is(
     assert "100%  2 of 2 rows" in terminal.getvalue()
 
 
+async def test_a_database_that_is_locked_for_a_while_is_waited_for(tmp_path: Path) -> None:
+    await recorded(tmp_path, call(request_id="a", timestamp=NOON))
+    before = costs(tmp_path)
+    with closing(sqlite3.connect(tmp_path / "t.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        pricing_anew = asyncio.create_task(reprice(settings(tmp_path), 0, now_ms(), False))
+        await asyncio.sleep(1.5)  # longer than a connection waits
+        assert not pricing_anew.done()
+        other.execute("ROLLBACK")
+    await asyncio.wait_for(pricing_anew, 20)
+    assert costs(tmp_path) != before
+
+
 async def test_between_two_chunks_nothing_is_locked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
